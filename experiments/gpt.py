@@ -1,0 +1,113 @@
+"""A GPT trained on text.
+
+    python -m experiments.gpt
+    python -m experiments.gpt --data my.txt --steps 5000 --model.layers 6
+    python -m experiments.gpt llama --data 'corpus/**/*.jsonl' --tokenizer bpe --precision bf16
+    python -m jaxarch.transformer.generate runs/gpt/NAME --prompt "Once"
+
+Data: `--data` a file, a folder or a glob of UTF-8 text or JSONL; by default the manual of Python's own
+language (`pydoc_data.topics`, 465 kB of English prose from the standard library).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jaxarch.data.text import load_text, windows
+from jaxarch.run import ConfigError, Experiment, Metrics, main
+from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
+from jaxarch.transformer.decoding import completions
+from jaxarch.transformer.training import Hypers, OptimConfig, TrainState, make_evaluate, make_init, make_step
+
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+SAMPLE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str | None = None
+    """file, folder or glob of text or JSONL (default: the manual of Python's language)"""
+    tokenizer: str = "char"
+    """char, byte, bpe (trained on the data), or the path of a tokenizer.json"""
+    vocab_size: int = 4096
+    """of bpe"""
+    field: str = "text"
+    """of a JSONL object: what to read"""
+    split: Literal["auto", "document", "tail"] = "auto"
+    """what is held out: whole documents or the end of the text"""
+    held_out: float = 0.1
+    """the fraction held out"""
+    data_seed: int = 0
+    """seed of the data's order"""
+    steps: int = 2000
+    """length of the run and of the schedule"""
+    batch_size: int = 12
+    """examples a step"""
+    length: int = 64
+    """tokens an example"""
+    precision: Literal["f32", "bf16"] = "f32"
+    """of the computation; parameters are f32"""
+    eval_tokens: int = 2_000_000
+    """held-out tokens that an evaluation reads at most"""
+    prompt: str = "\n"
+    """what the samples begin with"""
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "length", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        if self.batch_size % self.optim.accumulate:
+            raise ConfigError(
+                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
+            )
+
+
+def experiment(config: Config) -> Experiment:
+    data = load_text(
+        config.data,
+        tokenizer=config.tokenizer,
+        vocab_size=config.vocab_size,
+        length=config.length,
+        held_out=config.held_out,
+        split=config.split,
+        field=config.field,
+        seed=config.data_seed,
+        say=print,
+    )
+    model = decoder(config.model, data.tokenizer.vocab, config.length, DTYPES[config.precision])
+    validation = windows(data.validation[: config.eval_tokens + 1], config.length)
+
+    def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
+        new = min(SAMPLE_TOKENS, config.length) if config.model.positions == "learned" else SAMPLE_TOKENS
+        texts = completions(model, state.evaluated, data.tokenizer, [config.prompt] * 2, new, key, temperature=0.8)
+        (folder / "samples.txt").write_text("\n\n".join(texts) + "\n")
+        return {}
+
+    return Experiment(
+        init=make_init(model, config.length, config.optim),
+        step=make_step(model, config.optim, config.steps),
+        evaluate=make_evaluate(model, validation, max(1, 16384 // config.length), data.characters_per_token),
+        data=data.train,
+        batch_size=config.batch_size,
+        report=report,
+        hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        assets=data.tokenizer.save,
+        weights=("params", "ema"),
+    )
+
+
+PRESETS = {
+    "gpt2": Config(model=gpt2(), length=1024, tokenizer="bpe", vocab_size=50257),
+    "llama": Config(model=llama(), length=2048, tokenizer="bpe", vocab_size=32768),
+}
+
+if __name__ == "__main__":
+    main(experiment, Config, PRESETS)

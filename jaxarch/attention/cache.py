@@ -1,0 +1,73 @@
+"""Keys and values kept while decoding: an explicit pytree of preallocated slots.
+
+Prompts of unequal length are padded on the left, so that every row writes the same slot and one
+`dynamic_update_slice` serves them all. A token's position is its slot less its row's first real slot.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+class KeyValues(NamedTuple):
+    """Of one layer, or of all with a leading axis."""
+
+    keys: Float[Array, "*layers batch slots kv_heads dim"]
+    values: Float[Array, "*layers batch slots kv_heads dim"]
+
+
+class Cache(NamedTuple):
+    """What decoding carries from token to token.
+
+    layers: one entry a layer, or one stacked entry for layers that are scanned.
+    index: slots filled, the same in every row.
+    start: each row's first real slot; what lies before it is padding.
+    """
+
+    layers: tuple[KeyValues, ...] | KeyValues
+    index: Int[Array, ""]
+    start: Int[Array, "batch"]
+
+
+def empty_cache(
+    layers: int,
+    slots: int,
+    kv_heads: int,
+    dim: int,
+    dtype: DTypeLike,
+    start: Int[Array, "batch"],
+    stacked: bool = False,
+) -> Cache:
+    """A cache with nothing in it, for rows whose first real token will stand in slot `start`.
+
+    stacked: for layers that are scanned.
+    """
+    shape = (start.shape[0], slots, kv_heads, dim)
+
+    def zeros(*leading: int) -> KeyValues:
+        return KeyValues(jnp.zeros(leading + shape, dtype), jnp.zeros(leading + shape, dtype))
+
+    entries = zeros(layers) if stacked else tuple(zeros() for _ in range(layers))
+    return Cache(entries, jnp.zeros((), jnp.int32), start)
+
+
+def append(past: KeyValues, new: KeyValues, index: int | Int[Array, ""]) -> KeyValues:
+    """Writes the new tokens' keys and values from slot `index` on.
+
+    The caller sees to it that they fit: `dynamic_update_slice` would move them back, over older ones.
+    """
+
+    def write(old: Array, update: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), index, axis=1)
+
+    return KeyValues(write(past.keys, new.keys), write(past.values, new.values))
+
+
+def next_positions(cache: Cache, length: int) -> Int[Array, "batch length"]:
+    """Positions of the next `length` tokens of each row; below 0 for padding."""
+    return cache.index + jnp.arange(length) - cache.start[:, None]

@@ -1,0 +1,66 @@
+"""What the machine needs, chosen in one place by platform: compiler options, caches, versions."""
+
+from __future__ import annotations
+
+import os
+import platform as host
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def platform() -> str:
+    return jax.default_backend()
+
+
+def compiler_options() -> dict[str, str | bool] | None:
+    """Options for every program of a run; None leaves the compiler its own."""
+    return None
+
+
+def cache_folder() -> Path:
+    """Where compiled programs and encoded texts are kept: `JAXARCH_CACHE`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxarch"
+    return Path(os.environ.get("JAXARCH_CACHE") or default)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless the user has chosen a place of their own."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def environment() -> dict[str, object]:
+    """Versions, devices and the commit, for `config.json` and for every benchmark's record."""
+    devices = jax.devices()
+    return {
+        "python": host.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in devices],
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "commit": commit(),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return host.processor() or host.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), host.machine())
+
+
+def commit() -> str | None:
+    """The commit of the code, with `+` where files differ from it; None outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

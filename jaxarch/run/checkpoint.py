@@ -1,0 +1,156 @@
+"""Checkpoints of a run: whole or not there, checked when read, the newest and the best kept.
+
+Orbax writes each into a temporary folder and renames it when it is whole. It does not notice a changed
+byte inside an array, so the CRC-32 of each file is kept beside them and compared before they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxarch.run.protocol import RunError
+
+CHECKSUMS = "crc32.json"
+KEEP_LATEST = 2  # the one before the newest is there when the newest turns out to be damaged
+
+
+class Checkpoints:
+    """The checkpoints in `folder`, by step. `monitor`: the info's field that is smallest for the best."""
+
+    def __init__(self, folder: Path, read_only: bool = False):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+        # Its own messages would stand between the run's lines; failures reach us as exceptions.
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        self.folder, self._orbax = folder.absolute(), ocp
+        best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP_LATEST), best]),
+            best_fn=monitored,
+            best_mode="min",
+            enable_async_checkpointing=False,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, tree: PyTree, info: dict[str, Any], monitor: float | None) -> None:
+        """Keeps `tree` and `info` (JSON) as of `step`. Raises RunError; what was there before stays."""
+        if step in self._manager.all_steps():
+            return
+        args = self._orbax.args
+        items = args.Composite(tree=args.StandardSave(tree), info=args.JsonSave(info))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # its threads print what they raise as well
+                self._manager.save(step, args=items, metrics=None if monitor is None else {"monitor": monitor}, force=True)
+            write_checksums(self.folder / str(step))
+        except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
+            before = [earlier for earlier in self.steps() if earlier != step]
+            raise RunError(
+                f"the checkpoint of step {step} could not be written ({reason(error)}); {kept(before)}. "
+                "Make room, then go on with --resume."
+            ) from error
+
+    def restore(self, step: int, shapes: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """The tree of that step, as `shapes` says, and its info. Raises Damaged."""
+        args = self._orbax.args
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+        check_files(self.folder / str(step))
+        try:
+            items = args.Composite(tree=args.StandardRestore(target), info=args.JsonRestore())
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # a missing, cut or overwritten file raises as many kinds as it has parts
+            raise Damaged(reason(error)) from error
+        return restored["tree"], restored["info"]
+
+    def newest(self, shapes: PyTree, report: Callable[[str], None]) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """The newest checkpoint that is whole; damaged ones are reported, and left aside. None: there is none."""
+        for step in reversed(self.steps()):
+            try:
+                return step, *self.restore(step, shapes)
+            except Damaged as damage:
+                report(f"the checkpoint of step {step} is damaged ({damage}); trying the one before it")
+        return None
+
+    def best(self) -> int | None:
+        """The step whose monitored metric was best, else the newest; None: there is none."""
+        return self._manager.best_step() if self.steps() else None
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints after `step`: damaged ones, which a resumed run writes again."""
+        for later in [s for s in self.steps() if s > step]:
+            self._manager.delete(later)
+
+    def raw(self, step: int) -> PyTree:
+        """The tree of that step as nested dictionaries and lists of NumPy arrays, whatever made it. Raises Damaged."""
+        check_files(self.folder / str(step))
+        path = self.folder / str(step) / "tree"
+        try:
+            with self._orbax.Checkpointer(self._orbax.PyTreeCheckpointHandler()) as checkpointer:
+                metadata = checkpointer.metadata(path).item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: self._orbax.RestoreArgs(restore_type=np.ndarray), metadata)
+                return checkpointer.restore(path, self._orbax.args.PyTreeRestore(restore_args=as_numpy))
+        except Exception as error:
+            raise Damaged(reason(error)) from error
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read back whole."""
+
+
+def monitored(metrics: dict[str, float]) -> float:
+    return metrics["monitor"]
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of each file below the folder, by its relative path."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS]
+    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+
+
+def write_checksums(folder: Path) -> None:
+    partial = folder / f"{CHECKSUMS}.partial"
+    partial.write_text(json.dumps(checksums(folder)))
+    partial.rename(folder / CHECKSUMS)
+
+
+def check_files(folder: Path) -> None:
+    """Raises Damaged where a file differs from what was written."""
+    if not (folder / CHECKSUMS).exists():  # the run was killed between the two; the files are whole
+        return
+    try:
+        expected, actual = json.loads((folder / CHECKSUMS).read_text()), checksums(folder)
+    except (OSError, ValueError) as error:
+        raise Damaged(reason(error)) from error
+    for name, checksum in expected.items():
+        if actual.get(name) != checksum:
+            raise Damaged(f"{name} {'has changed' if name in actual else 'is missing'}")
+
+
+def kept(steps: list[int]) -> str:
+    return f"the checkpoint of step {max(steps)} is kept" if steps else "no checkpoint had been saved"
+
+
+def reason(error: BaseException) -> str:
+    """The first words of a library's error, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for known in ("No space left on device", "File too large", "Permission denied", "Disk quota exceeded"):
+        if known in text:
+            return known
+    return text[:100] + ("..." if len(text) > 100 else "")

@@ -1,0 +1,479 @@
+"""The command line that every experiment shares: options, the run's folder, errors, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import jax
+import numpy as np
+
+from jaxarch.run import backend
+from jaxarch.run.checkpoint import Checkpoints, Damaged, kept, reason
+from jaxarch.run.console import Console, clock, sparkline
+from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
+from jaxarch.run.metrics import Log, draw, read, summary
+from jaxarch.run.program import Carry, Programs, members
+from jaxarch.run.protocol import ConfigError, Experiment, RunError
+
+# On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
+FREE_ON_RESUME = {"stop_at", "eval_every", "checkpoint_every", "scan", "log", "profile", "name", "runs", "resume"}
+OF_ONE_CALL = {"stop_at", "profile", "name", "runs", "resume"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    stop_at: int | None = None
+    """stop early, after this step, to be resumed; --steps stays the schedule's length"""
+    seed: int = 0
+    """seed of the parameters and of all noise; replica i has seed + i"""
+    name: str | None = None
+    """name of the run (default: the time)"""
+    runs: Path = Path("runs")
+    """folder of all runs"""
+    resume: bool = False
+    """go on with the run of this --name"""
+    init_from: str | None = None
+    """start with the weights of another run (its folder)"""
+    eval_every: int = 0
+    """steps between evaluations (0: ten a run)"""
+    checkpoint_every: int = 0
+    """steps between checkpoints (0: at each evaluation)"""
+    scan: int = 1
+    """steps a dispatch"""
+    replicas: int = 1
+    """seeds trained at once, logged as mean, interquartile mean and 95 %% interval"""
+    sweep: tuple[str, ...] = ()
+    """field=a,b,c; repeat for the product; all points are trained at once"""
+    log: Literal["tensorboard", "wandb"] | None = None
+    """follow the run elsewhere too"""
+    profile: bool = False
+    """record ten steps for Perfetto"""
+
+    def __post_init__(self) -> None:
+        for name in ("scan", "replicas"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        for name in ("eval_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0; 0 is the default.")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise ConfigError(f"--name {self.name!r} cannot name a folder; use letters, digits, - and _.")
+
+
+def main(
+    experiment: Callable[[Any], Experiment], config: type, presets: Mapping[str, Any] | None = None
+) -> None:
+    """Runs the experiment as the command line says, and exits: 0 done, 1 failed, 2 usage, 130 or 143 stopped.
+
+    presets: named configurations, chosen by the first word of the command line.
+    """
+    module, description = described(experiment)
+    program = Path(module).stem if module.endswith(".py") else module.rsplit(".", 1)[-1]
+    with exits(program):
+        config_, options, saved = parse(program, description, config, presets or {}, sys.argv[1:])
+        run(program, module, experiment, config_, options, saved)
+
+
+def described(experiment: Callable) -> tuple[str, str]:
+    """The importable name of the experiment's module, also where it runs as `__main__`, and its docstring."""
+    module = sys.modules[experiment.__module__]
+    name = module.__name__
+    if name == "__main__":
+        spec = module.__spec__
+        name = spec.name if spec else str(Path(module.__file__ or "").absolute())
+    return name.removesuffix(".__main__"), module.__doc__ or ""
+
+
+@contextlib.contextmanager
+def exits(program: str) -> Iterator[None]:
+    """Turns what a user can cause into one line and an exit code."""
+
+    def leave(message: str, code: int) -> None:
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    try:
+        yield
+    except ConfigError as error:
+        leave(str(error), 2)
+    except RunError as error:
+        leave(str(error), 1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        leave(f"{error.strerror or error}{where}", 1)
+    except KeyboardInterrupt:
+        leave("interrupted; the last checkpoint is kept.", 130)
+
+
+# --- the arguments ------------------------------------------------------------------------------
+
+
+def parse(
+    program: str, description: str, config: type, presets: Mapping[str, Any], arguments: Sequence[str]
+) -> tuple[Any, Options, dict[str, Any] | None]:
+    """The configuration, the options and, on resume, what `config.json` says.
+
+    On resume the saved values are the defaults. Raises ConfigError.
+    """
+    default, defaults, saved, arguments = None, Options(), None, list(arguments)
+    if arguments and arguments[0] in presets:
+        default = presets[arguments.pop(0)]
+    elif arguments and not arguments[0].startswith("-"):
+        known = f"presets: {', '.join(presets)}" if presets else "it has no presets"
+        raise ConfigError(f"unknown word {arguments[0]!r} before the options; {known}.")
+    if "--resume" in arguments:
+        saved = read_saved(program, Path(value_of(arguments, "--runs") or "runs"), value_of(arguments, "--name"))
+        default = default or from_json(config(), saved["config"])
+        options = {name: value for name, value in saved["options"].items() if name not in OF_ONE_CALL}
+        defaults = from_json(defaults, options)
+    default = default if default is not None else config()
+    check_names(arguments, [*flags(default), *flags(defaults), "--help"])
+    if presets:
+        description += "\n\nPresets, as the first word: " + ", ".join(presets)
+    command = parsed(program, description, default, defaults, arguments)
+    return command.config, command.options, saved
+
+
+def parsed(program: str, description: str, config: Any, options: Options, arguments: list[str]) -> Any:
+    import tyro
+
+    fields = [
+        ("config", Annotated[type(config), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]),
+        ("options", Annotated[Options, tyro.conf.arg(name=""), tyro.conf.UseAppendAction]),
+    ]
+    command = dataclasses.make_dataclass("Command", fields, frozen=True)
+    return parsed_or_usage(command, f"python -m experiments.{program}", description, arguments, command(config, options))
+
+
+def parsed_or_usage(
+    command: type, program: str, description: str, arguments: Sequence[str], default: Any = None
+) -> Any:
+    """An instance of the dataclass `command`, filled from the command line. Raises ConfigError."""
+    import tyro
+
+    said = io.StringIO()
+    with contextlib.ExitStack() as quiet:
+        if not {"-h", "--help"} & set(arguments):  # help is shown, an error becomes one line
+            quiet.enter_context(contextlib.redirect_stdout(said))
+            quiet.enter_context(contextlib.redirect_stderr(said))
+        try:
+            return tyro.cli(
+                command,
+                prog=program,
+                description=description,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **({} if default is None else {"default": default}),
+            )
+        except SystemExit as exit_:
+            if exit_.code:
+                raise ConfigError(unboxed(said.getvalue())) from None
+            raise
+
+
+def unboxed(text: str) -> str:
+    """The message of a parsing error on one line, without its frame and its title."""
+    rows = [row.strip("│| ") for row in text.splitlines() if not row.startswith("╭")]
+    parts = re.split(r"\n[─-]{5,}\n?", "\n".join(rows))
+    message = parts[0] if "╭" in text or len(parts) == 1 else parts[1]
+    return f"{' '.join(message.split())} (--help lists all options)"
+
+
+def flags(config: Any, prefix: str = "--") -> list[str]:
+    out = []
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        out += flags(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return out
+
+
+def check_names(arguments: Sequence[str], known: Sequence[str]) -> None:
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            meant = f"did you mean {near[0]}?" if near else "there is none like it;"
+            raise ConfigError(f"unknown option {argument.split('=')[0]}; {meant} --help lists all.")
+
+
+def value_of(arguments: Sequence[str], name: str) -> str | None:
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == name:
+            return following
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+# --- the run's folder ---------------------------------------------------------------------------
+
+
+def to_json(config: Any) -> Any:
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, list | tuple):
+        return [to_json(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_json(default: Any, saved: Mapping[str, Any]) -> Any:
+    """`default` with the saved values: the inverse of `to_json`. Unknown names are left out."""
+    values = {}
+    hints = get_type_hints(type(default))
+    for field in dataclasses.fields(default):
+        if field.name in saved:
+            value, now = saved[field.name], getattr(default, field.name)
+            if dataclasses.is_dataclass(now):
+                value = from_json(now, value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            elif isinstance(now, Path) or hints[field.name] in (Path, Path | None):
+                value = None if value is None else Path(value)
+            values[field.name] = value
+    return dataclasses.replace(default, **values)
+
+
+def read_saved(program: str, runs: Path, name: str | None) -> dict[str, Any]:
+    """What `config.json` of the run to be resumed says. Raises ConfigError where there is no such run."""
+    place = runs / program
+    there = sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+    known = f"there are: {', '.join(there[-8:])}" if there else f"there are none in {place}"
+    if name is None:
+        raise ConfigError(f"--resume needs the --name of a run; {known}.")
+    path = place / name / "config.json"
+    if not path.exists():
+        raise ConfigError(f"--resume: there is no run {path.parent}; {known}.")
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--resume: {path} is damaged ({error}); start again under another --name.") from None
+    return saved
+
+
+def changes(now: Any, saved: Any, prefix: str = "--") -> list[str]:
+    """The fields in which the configuration differs from the saved one, as `--option saved -> now`."""
+    out = []
+    for name, value in now.items():
+        flag = prefix + name.replace("_", "-")
+        if isinstance(value, dict) and isinstance(saved.get(name), dict):
+            out += changes(value, saved[name], f"{flag}.")
+        elif name not in saved or value != saved[name]:
+            out.append(f"{flag} {saved.get(name)} -> {value}")
+    return out
+
+
+def prepare(program: str, module: str, config: Any, options: Options, saved: dict[str, Any] | None) -> Path:
+    """The run's folder: made, or on resume checked against what is asked now. Raises ConfigError."""
+    name = options.name or datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    folder = options.runs / program / name
+    if saved is None:
+        if folder.exists():
+            raise ConfigError(
+                f"the run {folder} exists; go on with it by --resume, or choose another --name."
+            )
+        return folder
+    if saved["module"] != module:
+        raise ConfigError(f"--resume: {folder} is a run of {saved['module']}, not of {module}.")
+    kept = {key: value for key, value in to_json(options).items() if key not in FREE_ON_RESUME}
+    changed = changes(to_json(config), saved["config"]) + changes(kept, saved["options"])
+    if changed:
+        raise ConfigError(
+            f"--resume: the run {folder} was begun with other values: {'; '.join(changed)}. "
+            "Leave these options out, or begin a new run (--init-from takes its weights)."
+        )
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def keep_assets(experiment: Experiment, folder: Path, resuming: bool) -> None:
+    """Writes the experiment's assets (a tokeniser) into the run, or checks that they are still the same."""
+    if experiment.assets is None:
+        return
+    place = folder / "assets"
+    if not resuming:
+        place.mkdir()
+        experiment.assets(place)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        experiment.assets(Path(temporary))
+        for path in sorted(Path(temporary).rglob("*")):
+            name = path.relative_to(temporary)
+            if path.is_file() and (not (place / name).exists() or (place / name).read_bytes() != path.read_bytes()):
+                raise ConfigError(f"--resume: the data has changed since the run began: {place / name} differs.")
+
+
+# --- the run ------------------------------------------------------------------------------------
+
+
+def run(
+    program: str,
+    module: str,
+    make: Callable[[Any], Experiment],
+    config: Any,
+    options: Options,
+    saved: dict[str, Any] | None,
+) -> None:
+    """One run from its configuration to `result.json`. Raises ConfigError and RunError; exits on a signal."""
+    console = Console()
+    folder = prepare(program, module, config, options, saved)
+    if options.stop_at is not None and not 0 < options.stop_at <= config.steps:
+        raise ConfigError(f"--stop-at {options.stop_at} is not within the run's --steps {config.steps}.")
+    if saved is not None and (folder / "result.json").exists():
+        console.line(f"{folder} is finished")
+        show(folder, console, json.loads((folder / "result.json").read_text()))
+        return
+    backend.use_compilation_cache()
+    experiment = make(config)
+    programs = Programs(experiment, members(experiment.hypers, options.sweep, options.seed, options.replicas))
+    weights = {} if options.init_from is None or saved else weights_of(Path(options.init_from), programs)
+    schedule = plan(config.steps, options.stop_at, options.eval_every, options.checkpoint_every, options.scan)
+    log = Log(folder, options.log)
+    if saved is None:
+        folder.mkdir(parents=True)
+        record = {"module": module, "config": to_json(config), "options": to_json(options)}
+        write_json(folder / "config.json", {**record, "environment": backend.environment()})
+    keep_assets(experiment, folder, resuming=saved is not None)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    reached = begin(programs, checkpoints, log, console, weights)
+    parameters = count(programs.member(reached.carry.state, 0), experiment.weights[0])
+    console.line(heading(program, folder, programs, parameters, reached.step, schedule))
+    running = Run(programs, schedule, folder, checkpoints, console, log, reached)
+    try:
+        running.train(options.profile)
+    except Stopped as stop:
+        again = f"python -m {module} --name {folder.name} --resume"
+        again += f" --runs {options.runs}" if options.runs != Path("runs") else ""
+        name = signal.Signals(stop.signal_number).name
+        print(f"{program}: stopped by {name} after step {stop.step} and saved; go on with: {again}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+    except OSError as error:
+        raise RunError(f"{reason(error)}; {kept(checkpoints.steps())}. Mend it, then go on with --resume.") from error
+    for note in programs.notes.values():
+        console.line(note)
+    draw(log.path, folder / "curves.png")
+    if running.step < schedule.steps:
+        console.line(f"stopped after step {running.step} as asked; go on with --name {folder.name} --resume")
+        return
+    result = {
+        **(running.last[0] if len(running.last) == 1 else {"sweep": running.last}),
+        "steps": running.step,
+        "seconds": round(running.clock.seconds(), 3),
+        "compile_seconds": round(programs.compile_seconds, 3),
+        "parameters": parameters,
+        "devices": len(jax.devices()),
+    }
+    write_json(folder / "result.json", result)
+    show(folder, console, result)
+
+
+def begin(
+    programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]
+) -> Reached:
+    """The newest whole checkpoint, or the beginning."""
+    sums = programs.sums(first_batch(programs.experiment))
+    shapes = Carry(programs.state_shape, jax.eval_shape(lambda: sums))
+    found = checkpoints.newest(shapes, console.line)
+    if found is None:
+        log.keep_until(-1)
+        state = programs.init()
+        return Reached(Carry(state.replace(**weights) if weights else state, sums), 0, 0.0)
+    step, carry, info = found
+    checkpoints.forget_after(step)
+    log.keep_until(step)
+    return Reached(carry, step, info["seconds"])
+
+
+def first_batch(experiment: Experiment) -> Any:
+    """The batch of step 0, None where the state holds its own world."""
+    return None if experiment.data is None else jax.tree.map(lambda leaf: leaf[0], batches(experiment, 0, 1))
+
+
+def weights_of(run: Path, programs: Programs) -> dict[str, Any]:
+    """The fields of the state that the weights of another run fill. Raises ConfigError naming what does not fit."""
+    source = newest_state(run)
+    first, *_ = programs.experiment.weights
+    filled = {}
+    for name in programs.experiment.weights:
+        own = getattr(programs.state_shape, name)
+        if own is None:
+            continue
+        given, wanted = flat(source.get(name) or source.get(first) or {}), flat(own)
+        wrong = [f"{key} is missing" for key in wanted if key not in given]
+        wrong += [
+            f"{key} is {list(given[key].shape)}, not {list(leaf.shape)}"
+            for key, leaf in wanted.items()
+            if key in given and given[key].shape != leaf.shape
+        ]
+        wrong += [f"{key} has no place" for key in given if key not in wanted]
+        if wrong:
+            more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise ConfigError(f"--init-from: the weights do not fit: {'; '.join(wrong[:4])}{more}.")
+        leaves = [jax.numpy.array(given[key], leaf.dtype) for key, leaf in wanted.items()]
+        filled[name] = jax.tree.unflatten(jax.tree.structure(own), leaves)
+    return filled
+
+
+def newest_state(run: Path) -> dict[str, Any]:
+    """The newest state of a run that is whole, as nested dictionaries. Raises ConfigError."""
+    if not (run / "checkpoints").is_dir():
+        raise ConfigError(f"--init-from {run}: there is no run; name the folder that holds its config.json.")
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    for step in reversed(checkpoints.steps()):
+        with contextlib.suppress(Damaged):
+            return checkpoints.raw(step)["state"]
+    raise ConfigError(f"--init-from {run}: it has no checkpoint that is whole.")
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def count(state: Any, weights: str) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(getattr(state, weights, ())))
+
+
+def heading(program: str, folder: Path, programs: Programs, parameters: int, step: int, plan: Plan) -> str:
+    options = backend.compiler_options()
+    several = "" if programs.solo else f", {len(programs.members)} replicas at once"
+    start = f"from step {step} " if step else ""
+    return (
+        f"{program}: {parameters:,} parameters, {start}to step {plan.stop}{several}, in {folder}\n"
+        f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s); compiler options: {options or 'default'}"
+    )
+
+
+def show(folder: Path, console: Console, result: dict[str, Any]) -> None:
+    """The end of a run: its curve, what it wrote, its numbers."""
+    log = read(folder / "metrics.jsonl")
+    monitored = next((name for name in result if name.count("/") == 1), None)
+    curve = [line[monitored] for line in log if monitored in line and "sweep" not in line]
+    if len(curve) > 1:
+        console.line(f"{monitored}  {curve[0]:.4g} {sparkline(curve)} {curve[-1]:.4g}")
+    for text in sorted((folder / "samples").glob("*/*.txt"))[-1:]:
+        console.line(f"--- {text}\n{text.read_text().rstrip()}\n---")
+    for line in result["sweep"] if isinstance(result.get("sweep"), list) else [result]:
+        console.line(summary(line, most=len(line)))
+    console.line(
+        f"{result['steps']} steps in {clock(result['seconds'])} (compiled in {result['compile_seconds']:.0f} s); "
+        f"{folder}: curves.png, samples, metrics.jsonl, result.json"
+    )

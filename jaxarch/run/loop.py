@@ -1,0 +1,291 @@
+"""The loop: dispatch steps, look now and then, save, stop when told."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxarch.run.checkpoint import Checkpoints, kept
+from jaxarch.run.console import Advance, Console
+from jaxarch.run.metrics import Log, Values, better, divergences, divide, lines, ordered, summary
+from jaxarch.run.program import Carry, Member, Programs, restart
+from jaxarch.run.protocol import Batch, Experiment, RunError
+
+AHEAD = 2  # dispatches for which batches are made ready in advance
+
+
+class Plan(NamedTuple):
+    """Which steps a run takes and after which of them it looks. All but `steps` may differ on resume."""
+
+    steps: int
+    stop: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    scan: int
+
+
+class Reached(NamedTuple):
+    """Where a run stands: after `step` steps, which took `seconds`."""
+
+    carry: Carry
+    step: int
+    seconds: float
+
+
+class Stopped(Exception):
+    """A signal ended the run after a whole step; all is saved."""
+
+    def __init__(self, signal_number: int, step: int):
+        self.signal_number, self.step = signal_number, step
+
+
+def plan(steps: int, stop: int | None, eval_every: int, checkpoint_every: int, scan: int) -> Plan:
+    """Fills what was left at 0: ten evaluations a run, a checkpoint at each, a hundred lines in the log."""
+
+    def rounded(every: int) -> int:
+        return max(1, -(-every // scan)) * scan
+
+    eval_every = eval_every or rounded(steps // 10)
+    return Plan(steps, stop or steps, rounded(steps // 100), eval_every, checkpoint_every or eval_every, scan)
+
+
+def dispatches(start: int, plan: Plan) -> Iterator[tuple[int, int]]:
+    """`(first step, number of steps)`: `plan.scan` at a time, one at a time where a look would be jumped over."""
+    looks = (plan.log_every, plan.eval_every, plan.checkpoint_every)
+    index = start
+    while index < plan.stop:
+        until = min(plan.stop, *(index + every - index % every for every in looks))
+        count = plan.scan if index + plan.scan <= until else 1
+        yield index, count
+        index += count
+
+
+def batches(experiment: Experiment, index: int, count: int) -> Batch | int:
+    """Batches `index ... index + count - 1`, stacked; their number where the state holds its own world."""
+    if experiment.data is None:
+        return count
+    size = experiment.batch_size
+    examples = [experiment.data[i] for i in range(index * size, (index + count) * size)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(count, size, *np.shape(leaves[0])), *examples)
+
+
+def feed(experiment: Experiment, schedule: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Batch | int]]:
+    """The schedule with its batches, which a thread makes ready ahead of their use."""
+    waiting: deque[tuple[int, int, Future]] = deque()
+    with ThreadPoolExecutor(1, "batches") as thread:
+        try:
+            for index, count in schedule:
+                waiting.append((index, count, thread.submit(batches, experiment, index, count)))
+                if len(waiting) > AHEAD:
+                    index, count, ready = waiting.popleft()
+                    yield index, count, ready.result()
+            for index, count, ready in waiting:
+                yield index, count, ready.result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Callable[[], int]]:
+    """Within it, SIGINT and SIGTERM are noted: the call gives the number of the one that came, or 0.
+
+    A second SIGINT interrupts at once.
+    """
+    seen = 0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal seen
+        if seen:
+            raise KeyboardInterrupt
+        seen = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Clock:
+    """Seconds spent on steps: compiling, evaluating, reporting and saving stand outside."""
+
+    def __init__(self, seconds: float, programs: Programs):
+        self._programs, self._running = programs, True
+        self._start(seconds)
+
+    def _start(self, total: float) -> None:
+        self._total, self._since, self._compiled = total, time.perf_counter(), self._programs.compile_seconds
+
+    def seconds(self) -> float:
+        if not self._running:
+            return self._total
+        return self._total + time.perf_counter() - self._since - (self._programs.compile_seconds - self._compiled)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Entered when the device is idle, so that the steps still under way are not left out."""
+        self._total, self._running = self.seconds(), False
+        yield
+        self._running = True
+        self._start(self._total)
+
+
+class Profiler:
+    """Records steps 10 to 20 after the start into `profile/`, to be opened in Perfetto or XProf."""
+
+    FIRST, COUNT = 10, 10
+
+    def __init__(self, folder: Path, start: int, wanted: bool):
+        self._folder, self._first = folder / "profile", start + self.FIRST if wanted else None
+        self._until: int | None = None
+
+    def before(self, index: int, carry: Carry) -> None:
+        if self._first is not None and index >= self._first:
+            jax.block_until_ready(carry)
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._first, self._until = None, index + self.COUNT
+
+    def after(self, step: int, carry: Carry) -> None:
+        if self._until is not None and step >= self._until:
+            jax.block_until_ready(carry)
+            jax.profiler.stop_trace()
+            self._until = None
+
+
+class Run:
+    """One run under way: what it has reached, and where it writes."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        plan: Plan,
+        folder: Path,
+        checkpoints: Checkpoints,
+        console: Console,
+        log: Log,
+        reached: Reached,
+    ):
+        self.programs, self.plan, self.folder = programs, plan, folder
+        self.checkpoints, self.console, self.log = checkpoints, console, log
+        self.carry, self.step = reached.carry, reached.step
+        self.clock = Clock(reached.seconds, programs)
+        self.dead: dict[int, tuple[int, str]] = {}  # member -> first step and metric that was not finite
+        self.last: list[dict[str, Any]] = []  # the last evaluation: a line for each point of the sweep
+        self._monitored: tuple[int, float] | None = None
+
+    def train(self, profile: bool = False) -> None:
+        """The steps up to `plan.stop`, looking, logging and saving on the way.
+
+        Raises RunError when no member is left that has not diverged, or a checkpoint cannot be written;
+        Stopped after a signal. In each case the last good checkpoint is there.
+        """
+        profiler = Profiler(self.folder, self.step, profile)
+        schedule = dispatches(self.step, self.plan)
+        with signals() as stopped, self.console.progress(self.plan.steps, self.step) as advance:
+            if self.step == 0:
+                with self.clock.paused():
+                    self._write(self._evaluate(), advance)
+            for index, count, batch in feed(self.programs.experiment, schedule):
+                profiler.before(index, self.carry)
+                self.carry = self.programs.steps(self.carry, batch, index)
+                self.step = index + count
+                profiler.after(self.step, self.carry)
+                if self._due(self.plan.log_every) or self._due(self.plan.eval_every):
+                    self._look(advance)
+                if self._due(self.plan.checkpoint_every) or self.step == self.plan.stop or stopped():
+                    self.save()
+                if stopped():
+                    raise Stopped(stopped(), self.step)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.plan.steps
+
+    def _look(self, advance: Advance) -> None:
+        values = divide(self.carry.sums)
+        self._bury(divergences(self.carry.sums))
+        self.carry = Carry(self.carry.state, restart(self.carry.sums))
+        with self.clock.paused():
+            if self._due(self.plan.eval_every):
+                values |= self._evaluate()
+            self._write(values, advance)
+
+    def _write(self, values: Values, advance: Advance) -> None:
+        values = ordered(values, self.programs.experiment.monitor)
+        written = lines(values, self.programs.members, self.dead)
+        self.log.write(self.step, self.clock.seconds(), written)
+        if self._due(self.plan.eval_every):
+            for line in written:
+                self.console.line(f"step {self.step}  {summary(line)}")
+        advance(self.step, summary(written[0], most=2), self.clock.seconds())
+
+    def _evaluate(self) -> Values:
+        values = divide(self.programs.evaluate(self.carry.state, self.step))
+        if self.programs.experiment.report is not None:
+            values |= report(self.programs, self.carry.state, self.step, self.folder)
+        self.last = lines(ordered(values, self.programs.experiment.monitor), self.programs.members, self.dead)
+        name, sign = better(self.programs.experiment.monitor)
+        alive = values[name][self._living()] if name in values else np.array([np.nan])
+        if np.isfinite(alive).any():
+            self._monitored = self.step, sign * float(np.mean(alive[np.isfinite(alive)]))
+        return values
+
+    def _living(self) -> list[int]:
+        return [number for number in range(len(self.programs.members)) if number not in self.dead]
+
+    def _bury(self, found: dict[int, tuple[int, str]]) -> None:
+        """Counts these members as diverged, and names them. Raises RunError when none is left."""
+        members = self.programs.members
+        for number, (step, what) in found.items():
+            if number not in self.dead:
+                self.dead[number] = step, what
+                if len(members) > 1:
+                    self.console.line(f"{named(members[number])}: {what} is not finite at step {step}; left out from here")
+        if not self._living():
+            raise RunError(divergence(min(self.dead.values()), len(members), self.checkpoints.steps()))
+
+    def save(self) -> None:
+        self._bury(divergences(self.carry.sums))
+        broken = np.flatnonzero(~self.programs.finite(self.carry.state))
+        self._bury({int(number): (self.step - 1, "a parameter after the update") for number in broken})
+        with self.clock.paused():
+            best = self._monitored[1] if self._monitored and self._monitored[0] == self.step else None
+            self.checkpoints.save(self.step, self.carry, {"seconds": self.clock.seconds()}, best)
+
+
+def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values:
+    """Calls the experiment's report for each member, into `samples/<step>/`; its metrics."""
+    keys = programs.report_keys(step)
+    collected: list[Values] = []
+    for number in range(len(programs.members)):
+        place = folder / "samples" / f"{step:07d}"
+        if not programs.solo:
+            place /= f"member-{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        key = keys if programs.solo else keys[number]
+        collected.append(divide(programs.experiment.report(programs.member(state, number), key, place)))
+    names = list(dict.fromkeys(name for values in collected for name in values))
+    return {name: np.concatenate([values.get(name, np.array([np.nan])) for values in collected]) for name in names}
+
+
+def named(member: Member) -> str:
+    point = " ".join(f"{name}={value:g}" for name, value in member.point.items())
+    return f"replica with seed {member.seed}" + (f" at {point}" if point else "")
+
+
+def divergence(first: tuple[int, str], members: int, saved: list[int]) -> str:
+    step, metric = first
+    who = "" if members == 1 else f"all {members} replicas diverged; the first: "
+    advice = "A lower learning rate or a clipped gradient may help."
+    return f"{who}{metric} is not finite at step {step}; {kept(saved)}. {advice}"

@@ -1,0 +1,260 @@
+"""The compiled programs of a run: many steps a dispatch, many members at once.
+
+A member is one seed at one point of the sweep. A run of several holds them along the leading axis of
+every array of the state; batch and index are shared. So `vmap` sees an unbatched index, and a
+`lax.cond` on it stays a conditional.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxarch.run import backend
+from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State
+
+NEVER = np.iinfo(np.int32).max
+LARGE = 1 << 16  # bytes from which an array that a function closes over becomes an argument
+
+
+class Member(NamedTuple):
+    seed: int
+    point: dict[str, float]  # the hypers that the sweep sets for it
+
+
+class Sums(NamedTuple):
+    """One metric, added up since the last log, and the first step at which it was not finite."""
+
+    total: Float[Array, "*members"]
+    weight: Float[Array, "*members"]
+    bad: Int[Array, "*members"]
+
+
+class Carry(NamedTuple):
+    """All that goes from dispatch to dispatch, and into a checkpoint."""
+
+    state: State
+    sums: dict[str, Sums]
+
+
+def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> list[Member]:
+    """The product of the sweep's axes (`field=a,b,c`) and the replicas' seeds.
+
+    Raises ConfigError for a field that the experiment does not have or a value that is not a number.
+    """
+    fields = getattr(hypers, "_fields", ())
+    axes = []
+    for axis in sweep:
+        name, _, values = axis.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_").replace(".", "_")
+        if name not in fields:
+            known = ", ".join(field.replace("_", "-") for field in fields) or "none"
+            raise ConfigError(f"--sweep {axis}: no such number; this experiment can vary: {known}.")
+        try:
+            axes.append([(name, float(value)) for value in values.split(",")])
+        except ValueError:
+            raise ConfigError(
+                f"--sweep {axis}: the values are not numbers; write it as --sweep {name}=1,2,3."
+            ) from None
+    named = [axis[0][0] for axis in axes]
+    if len(set(named)) < len(named):
+        raise ConfigError(f"--sweep names {max(named, key=named.count)} twice; give all its values at once.")
+    points = [dict(point) for point in itertools.product(*axes)]
+    return [Member(seed + replica, point) for point in points for replica in range(replicas)]
+
+
+def closed(function: Callable, *arguments: PyTree) -> tuple[Callable, list[Array], PyTree]:
+    """`function` with the large arrays that it closes over made its first argument, and those arrays.
+
+    Compiled as it stands, such an array (pretrained weights, a validation set) would be a constant of
+    the program: copied into it and folded at compile time. Also gives the result's shapes.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    large = [getattr(constant, "nbytes", 0) >= LARGE for constant in traced.consts]
+    structure = jax.tree.structure(shapes)
+
+    def pure(constants: list[Array], *arguments: PyTree) -> PyTree:
+        given = iter(constants)
+        all_constants = [next(given) if is_large else c for c, is_large in zip(traced.consts, large, strict=True)]
+        outputs = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, all_constants))(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(structure, outputs)
+
+    constants = [jnp.asarray(c) for c, is_large in zip(traced.consts, large, strict=True) if is_large]
+    return pure, constants, shapes
+
+
+def add(sums: dict[str, Sums], metrics: Metrics, index: Int[Array, ""]) -> dict[str, Sums]:
+    def one(sum_: Sums, metric: Mean | Array) -> Sums:
+        total, weight = metric if isinstance(metric, Mean) else (metric, jnp.ones_like(metric))
+        bad = jnp.where(jnp.isfinite(total) & jnp.isfinite(weight), NEVER, index)
+        return Sums(sum_.total + total, sum_.weight + weight, jnp.minimum(sum_.bad, bad))
+
+    return {name: one(sums[name], metric) for name, metric in metrics.items()}
+
+
+def zero_sums(metrics: dict[str, Any]) -> dict[str, Sums]:
+    """Empty sums for metrics of these shapes."""
+
+    def zero(metric: Any) -> Sums:
+        shape, dtype = jnp.shape(jax.tree.leaves(metric)[0]), jax.tree.leaves(metric)[0].dtype
+        if jnp.issubdtype(dtype, jnp.integer):
+            dtype = jnp.float32
+        return Sums(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape, NEVER, jnp.int32))
+
+    return {name: zero(metric) for name, metric in metrics.items()}
+
+
+def restart(sums: dict[str, Sums]) -> dict[str, Sums]:
+    """Sums as they stand after a log: empty, but a step that was not finite is remembered."""
+    return {name: Sums(jnp.zeros_like(s.total), jnp.zeros_like(s.weight), s.bad) for name, s in sums.items()}
+
+
+def distinct(tree: PyTree) -> PyTree:
+    """Each array in a buffer of its own (an average starts as the parameters), so that all can be donated."""
+    seen: set[int] = set()
+
+    def one(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        pointers = {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}
+        if pointers & seen:
+            return jnp.copy(leaf)
+        seen.update(pointers)
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+def has_convolution(function: Callable, *arguments: PyTree) -> bool:
+    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
+
+
+def shape_of(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), tree)
+
+
+class Programs:
+    """What a run calls: each function of the experiment, over all members, compiled once.
+
+    Compiles when first called and keeps the seconds that it took in `compile_seconds`.
+    """
+
+    def __init__(self, experiment: Experiment, members: list[Member]):
+        self.experiment, self.members, self.compile_seconds = experiment, members, 0.0
+        self.solo = len(members) == 1
+        self.notes: dict[str, str] = {}
+        self._compiled: dict[Any, Any] = {}
+        keys = [jax.random.key(member.seed) for member in members]
+        hypers = [hypers_at(experiment.hypers, member.point) for member in members]
+        self.keys = keys[0] if self.solo else jnp.stack(keys)
+        self.hypers = hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers)
+        self._init = closed(experiment.init, keys[0], hypers[0])
+        self._member = self._init[2]  # the shapes of one member's state
+        self.state_shape = jax.eval_shape(self._over(self._init[0], 2), self._init[1], self.keys, self.hypers)
+        self._step, self._evaluate = None, None
+
+    def _over(self, pure: Callable, mapped: int, shared: int = 0) -> Callable:
+        """Over the members: the constants are shared, then `mapped` arguments, then `shared` ones."""
+        return pure if self.solo else jax.vmap(pure, in_axes=(None, *[0] * mapped, *[None] * shared))
+
+    def _call(self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+        if name not in self._compiled:
+            start = time.perf_counter()
+            options = backend.compiler_options()
+            jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
+            self._compiled[name] = jitted.lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[name](*arguments)
+
+    def init(self) -> State:
+        pure, constants, _ = self._init
+        return distinct(self._call("init", self._over(pure, 2), constants, self.keys, self.hypers))
+
+    def sums(self, batch: Batch) -> dict[str, Sums]:
+        """Empty sums for the metrics of a step; `batch` is one step's."""
+        self._trace_step(batch)
+        metrics = jax.eval_shape(self._over(self._step[0], 1, 2), self._step[1], self.state_shape, *self._step[3])[1]
+        return zero_sums(metrics)
+
+    def _trace_step(self, batch: Batch) -> None:
+        if self._step is None:
+            shared = (shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
+            pure, constants, shapes = closed(self.experiment.step, self._member, *shared)
+            if jax.tree.structure(shapes[0]) != jax.tree.structure(self._member):
+                raise TypeError(f"step returns another structure of state than init: {shapes[0]} != {self._member}")
+            self._step = (pure, constants, shapes, shared)
+
+    def steps(self, carry: Carry, batches: Batch, index: int) -> Carry:
+        """Steps `index, index + 1, ...`, one for each of the leading axis of `batches`, in one dispatch.
+
+        `carry` is donated. Where the state holds its own world, `batches` is the number of steps.
+        """
+        count = batches if isinstance(batches, int) else len(jax.tree.leaves(batches)[0])
+        batches = None if isinstance(batches, int) else batches
+        self._trace_step(jax.tree.map(lambda leaf: leaf[0], batches))
+        pure, constants, _, shared = self._step
+        step = self._over(pure, 1, 2)
+        unroll = count > 1 and self._unrolls(step, constants, carry.state, shared)
+
+        def dispatch(constants: list[Array], carry: Carry, batches: Batch, first: Int[Array, ""]) -> Carry:
+            def body(carry: Carry, batch_and_index: tuple) -> tuple[Carry, None]:
+                batch, index = batch_and_index
+                state, metrics = step(constants, carry.state, batch, index)
+                return Carry(state, add(carry.sums, metrics, index)), None
+
+            indices = first + jnp.arange(count, dtype=jnp.int32)
+            if count == 1 or unroll:
+                for i in range(count):
+                    carry, _ = body(carry, jax.tree.map(lambda leaf, i=i: leaf[i], (batches, indices)))
+                return carry
+            return jax.lax.scan(body, carry, (batches, indices))[0]
+
+        if count > 1:
+            self.notes["scan"] = f"{count} steps a dispatch, {'unrolled' if unroll else 'as lax.scan'}"
+        return self._call(("steps", count), dispatch, constants, carry, batches, np.int32(index), donate=(1,))
+
+    def _unrolls(self, step: Callable, constants: list[Array], state: State, shared: tuple) -> bool:
+        # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
+        return backend.platform() == "cpu" and has_convolution(step, constants, shape_of(state), *shared)
+
+    def evaluate(self, state: State, index: int) -> Metrics:
+        """The experiment's metrics of every member after `index` steps."""
+        keys = self.report_keys(index)
+        if self._evaluate is None:
+            self._evaluate = closed(self.experiment.evaluate, self._member, jax.random.key(0))
+        pure, constants, _ = self._evaluate
+        return self._call("evaluate", self._over(pure, 2), constants, state, keys)
+
+    def report_keys(self, index: int) -> Array:
+        """One key a member, apart from those of training: `fold_in` of the seed's key with -1 - index."""
+        number = np.uint32(2**32 - 1 - index)
+        fold = jax.random.fold_in if self.solo else jax.vmap(jax.random.fold_in, (0, None))
+        return fold(self.keys, number)
+
+    def finite(self, state: State) -> np.ndarray:
+        """Which members' weights are all finite, as `[members]`."""
+
+        def finite(state: State) -> Array:
+            leaves = jax.tree.leaves([getattr(state, name) for name in self.experiment.weights])
+            floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+            return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
+
+        return np.atleast_1d(self._call("finite", finite if self.solo else jax.vmap(finite), state))
+
+    def member(self, state: State, number: int) -> State:
+        """One member's own state."""
+        return state if self.solo else jax.tree.map(lambda leaf: leaf[number], state)
+
+
+def hypers_at(defaults: Hypers, point: dict[str, float]) -> Hypers:
+    if not point:
+        return jax.tree.map(jnp.asarray, defaults)
+    return jax.tree.map(jnp.asarray, defaults._replace(**point))

@@ -1,0 +1,78 @@
+"""What an experiment is: a few pure functions over one pytree of state.
+
+Everything else (compiling, many steps a dispatch, replicas, sweeps, checkpoints, resuming) is a
+transformation of these functions, written once in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+if TYPE_CHECKING:
+    import grain
+
+State = Any  # one pytree: all that a checkpoint holds
+Batch = Any  # a pytree of arrays with a leading axis of examples; None where the state holds its own world
+Hypers = Any  # a NamedTuple of numbers
+Index = Int[Array, ""]  # the step's number: time is an argument, never part of the state
+
+
+class Mean(NamedTuple):
+    """A weighted mean in the making: totals and weights add over steps, micro-batches and devices.
+
+    A mean of weight 0 (no episode ended, a penalty not due) has no value and is left out of the log.
+    """
+
+    total: Float[Array, "*replicas"]
+    weight: Float[Array, "*replicas"]
+
+
+Metrics = dict[str, Mean | Float[Array, "*replicas"]]  # by name, as `train/loss`
+
+
+class Experiment(NamedTuple):
+    """The functions that a run transforms. All but `report` are pure.
+
+    init: `(key, hypers) -> state`. Compiled; large arrays that it closes over (pretrained weights)
+        become arguments of the program, not constants in it.
+    step: `(state, batch, index) -> (state, metrics)`. Every predicate (warm-up, lazy regularisation,
+        target updates) is computed from `index`, and all randomness from `fold_in(state.key, index)`.
+    evaluate: `(state, key) -> metrics`.
+    data: single examples by number, shuffled and repeated without end; step t is given examples
+        `t * batch_size ... (t + 1) * batch_size - 1`. None: the state holds its own world.
+    report: `(state, key, folder) -> metrics`, on the host: writes text and pictures to the folder.
+    monitor: the metric that "best" means; a leading minus says that it is maximised.
+    hypers: the numbers that a sweep may vary, with their defaults; given to `init`, kept in the state.
+    assets: writes what the run needs besides its state (a tokeniser) into the given folder, once.
+    weights: the fields of the state that `--init-from` fills. One that the other run lacks (an
+        exponential average, a target network) is filled from the first of them.
+    """
+
+    init: Callable[[Key[Array, ""], Hypers], State]
+    step: Callable[[State, Batch, Index], tuple[State, Metrics]]
+    evaluate: Callable[[State, Key[Array, ""]], Metrics]
+    data: grain.MapDataset | None = None
+    batch_size: int = 1
+    report: Callable[[State, Key[Array, ""], Path], Metrics] | None = None
+    monitor: str = "val/loss"
+    hypers: Hypers = ()
+    assets: Callable[[Path], None] | None = None
+    weights: tuple[str, ...] = ("params",)
+
+
+class ConfigError(Exception):
+    """What the user asked for cannot be: one line that says what is wrong and what would do. Exit code 2."""
+
+
+class RunError(Exception):
+    """A run that began cannot go on: one line that says why and what is kept. Exit code 1."""
+
+
+def mean(value: jax.Array, weight: jax.Array | float = 1.0) -> Mean:
+    """A mean that counts `weight` examples."""
+    return Mean(value * weight, jax.numpy.asarray(weight, value.dtype) + jax.numpy.zeros_like(value))

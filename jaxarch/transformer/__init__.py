@@ -1,0 +1,1 @@
+"""Transformers: modules that own parameters, their training, their decoding."""

@@ -1,0 +1,65 @@
+"""Self-attention as a module: it owns the projections and calls `jaxarch.attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+from flax.linen.initializers import Initializer
+from jaxtyping import Array, Float, Int
+
+from jaxarch.attention import attention
+from jaxarch.attention.cache import KeyValues, append
+from jaxarch.transformer.layers import DEFAULT_INIT, Dense
+from jaxarch.transformer.positions import rotary
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention (Vaswani et al. 2017, sec. 3.2.2) with grouped queries (Ainslie et al. 2023).
+
+    The projections are apart, not fused: published weights, orthogonalised updates and a cut by heads
+    all want each matrix on its own.
+
+    rotary_base: turns queries and keys by their position; None leaves them.
+    qk_norm: makes the norm of each head's queries and keys (Henry et al. 2020); None for none.
+    soft_cap: of the attention's logits; None for none.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_base: float | None = None
+    qk_norm: Callable[..., nn.Module] | None = None
+    soft_cap: float | None = None
+    use_bias: bool = False
+    out_init: Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length dim"],
+        positions: Int[Array, "#batch length"],
+        past: KeyValues | None = None,
+        index: int | Int[Array, ""] = 0,
+        start: Int[Array, "batch"] | None = None,
+    ) -> tuple[Float[Array, "batch length dim"], KeyValues | None]:
+        """The output, and `past` with this call's keys and values written from slot `index` on.
+
+        start: the first slot of each row that counts.
+        """
+
+        def project(heads: int, name: str) -> Float[Array, "batch length heads head_dim"]:
+            y = Dense(heads * self.head_dim, self.use_bias, name=name)(x)
+            return y.reshape(*x.shape[:2], heads, self.head_dim)
+
+        q, k, v = project(self.heads, "query"), project(self.kv_heads, "key"), project(self.kv_heads, "value")
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(name="query_norm")(q), self.qk_norm(name="key_norm")(k)
+        if self.rotary_base is not None:
+            q, k = rotary(q, positions, self.rotary_base), rotary(k, positions, self.rotary_base)
+        if past is not None:
+            past = append(past, KeyValues(k, v), index)
+            k, v = past
+        y = attention(q, k, v, causal=True, q_offset=index, kv_start=start, soft_cap=self.soft_cap)
+        y = y.reshape(*x.shape[:2], self.heads * self.head_dim)
+        return Dense(x.shape[-1], self.use_bias, self.out_init, name="out")(y), past

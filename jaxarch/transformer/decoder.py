@@ -1,0 +1,319 @@
+"""The decoder-only Transformer, composed: blocks are handed the makers of their parts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxarch.attention.cache import Cache, KeyValues, empty_cache, next_positions
+from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.attention import SelfAttention
+from jaxarch.transformer.layers import (
+    Dense,
+    Embedding,
+    FeedForward,
+    GatedFeedForward,
+    LayerNorm,
+    RMSNorm,
+    gelu,
+    squared_relu,
+)
+from jaxarch.transformer.positions import sinusoidal
+
+MakeModule = Callable[..., nn.Module]  # a module's class, its fields filled in, called as `make(name=...)`
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder, in the words of the command line. Raises ConfigError where the numbers do not fit."""
+
+    layers: int = 4
+    heads: int = 4
+    dim: int = 128
+    """width of the residual stream"""
+    kv_heads: int = 0
+    """heads of keys and values, each shared by a group of query heads (0: as many as heads)"""
+    mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
+    """kind of feed-forward layer"""
+    mlp_dim: int = 0
+    """its hidden width (0: 4 dim; for swiglu 8/3 dim, rounded up to a multiple of 64)"""
+    norm: Literal["layer", "rms"] = "layer"
+    positions: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    rotary_base: float = 10000.0
+    """the longest wavelength of rotary positions is 2 pi times this"""
+    qk_norm: bool = False
+    """RMSNorm on each head's queries and keys"""
+    soft_cap: float = 0.0
+    """keeps the output's logits within plus and minus this (0: off)"""
+    attention_soft_cap: float = 0.0
+    """keeps the attention's logits within plus and minus this (0: off)"""
+    tied: bool = True
+    """read out with the embedding of the tokens"""
+    bias: bool = False
+    """biases in dense layers and LayerNorm"""
+    eps: float = 1e-5
+    """of the norms"""
+    dropout: float = 0.0
+    """of the embedding and of what each attention and feed-forward layer adds"""
+    remat: bool = False
+    """recompute each layer in the backward pass: less memory, more time"""
+    scan_layers: bool = False
+    """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        for name in ("kv_heads", "mlp_dim", "soft_cap", "attention_soft_cap"):
+            if getattr(self, name) < 0:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--model.{option} {getattr(self, name):g} is below 0; 0 is the default.")
+        if self.dim % self.heads:
+            near = _near_divisors(self.dim, self.heads)
+            raise ConfigError(
+                f"--model.heads {self.heads} does not divide --model.dim {self.dim}; {near} would."
+            )
+        if self.kv_heads and self.heads % self.kv_heads:
+            near = _near_divisors(self.heads, self.kv_heads)
+            raise ConfigError(
+                f"--model.kv-heads {self.kv_heads} does not divide --model.heads {self.heads}; {near} would."
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ConfigError(
+                f"--model.positions rotary needs heads of even width, not --model.dim {self.dim} / "
+                f"--model.heads {self.heads} = {self.head_dim}; "
+                f"--model.dim {self.heads * (self.head_dim + 1)} would do."
+            )
+        if self.positions == "sinusoidal" and self.dim % 2:
+            raise ConfigError(
+                f"--model.dim {self.dim} is odd, but --model.positions sinusoidal needs pairs; "
+                f"--model.dim {self.dim + 1} would do."
+            )
+        if self.rotary_base <= 1:
+            raise ConfigError(f"--model.rotary-base {self.rotary_base:g} is not above 1; 10000 is usual.")
+        if self.eps <= 0:
+            raise ConfigError(f"--model.eps {self.eps:g} is not above 0; 1e-5 is usual.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--model.dropout {self.dropout:g} is not in [0, 1); 0.1 is usual.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+def _near_divisors(number: int, wanted: int) -> str:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    below = [n for n in divisors if n < wanted][-1:]
+    above = [n for n in divisors if n > wanted][:1]
+    return " or ".join(str(n) for n in below + above)
+
+
+def gpt2(layers: int = 12, heads: int = 12, dim: int = 768) -> ModelConfig:
+    """Radford et al. 2019: LayerNorm, GELU, learned positions, biases, tied; by default the 124 million."""
+    return ModelConfig(layers, heads, dim, bias=True)
+
+
+def llama(layers: int = 32, heads: int = 32, dim: int = 4096, kv_heads: int = 0) -> ModelConfig:
+    """Touvron et al. 2023: RMSNorm, SwiGLU, rotary positions, free output; by default the 7 billion."""
+    return ModelConfig(
+        layers, heads, dim, kv_heads, mlp="swiglu", norm="rms", positions="rotary", tied=False, eps=1e-6
+    )
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm (Xiong et al. 2020, fig. 1b)."""
+
+    norm: MakeModule
+    attention: MakeModule
+    feed_forward: MakeModule
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length dim"],
+        positions: Int[Array, "#batch length"],
+        past: KeyValues | None = None,
+        index: int | Int[Array, ""] = 0,
+        start: Int[Array, "batch"] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch length dim"], KeyValues | None]:
+        y, past = self.attention(name="attention")(
+            self.norm(name="attention_norm")(x), positions, past, index, start
+        )
+        x = x + nn.Dropout(self.dropout)(y, deterministic)
+        y = self.feed_forward(name="feed_forward")(self.norm(name="feed_forward_norm")(x))
+        return x + nn.Dropout(self.dropout)(y, deterministic), past
+
+
+class Decoder(nn.Module):
+    """Embedding, a stack of blocks, norm, read-out (Radford et al. 2019, sec. 2.3).
+
+    Each layer is a pure function of its own parameters. They stand under `layers_0`, `layers_1` ... or,
+    with `scan_layers`, stacked under `layers`; the numbers are the same, and `stack_layers` and
+    `unstack_layers` convert.
+    """
+
+    config: ModelConfig
+    vocab: int
+    length: int
+    block: MakeModule
+    norm: MakeModule
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        positions: Int[Array, "#batch length"] | None = None,
+        deterministic: bool = True,
+        cache: Cache | None = None,
+    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        """Logits in float32; with a cache, `(logits, cache)`, the tokens having followed those in the cache.
+
+        positions: where None, 0, 1, ... or on from where the cache stands.
+        deterministic: no dropout; otherwise `rngs={"dropout": key}` are needed.
+        cache: from `empty_cache` or an earlier call.
+        """
+        config = self.config
+        if positions is None:
+            length = tokens.shape[1]
+            if config.positions == "learned" and length > self.length:
+                raise ConfigError(f"{length} tokens do not fit the model's length {self.length}.")
+            positions = jnp.arange(length)[None] if cache is None else next_positions(cache, length)
+        init = nn.initializers.normal(_embedding_std(config))
+        embedding = Embedding(self.vocab, config.dim, self.dtype, init, name="embedding")
+        x = embedding(tokens)
+        if config.positions == "learned":
+            x = x + Embedding(self.length, config.dim, self.dtype, init, name="positions")(positions)
+        elif config.positions == "sinusoidal":
+            # The tokens are scaled up to the size of the sines (Vaswani et al. 2017, sec. 3.4).
+            x = x * config.dim**0.5 + sinusoidal(positions, config.dim).astype(x.dtype)
+        x = nn.Dropout(config.dropout)(x, deterministic)
+        x, cache = self._layers(x, positions, deterministic, cache)
+        x = self.norm(name="norm")(x)
+        if config.tied:
+            logits = embedding.attend(x)
+        else:
+            logits = Dense(self.vocab, kernel_init=nn.initializers.zeros, name="readout")(x)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if config.soft_cap:
+            logits = config.soft_cap * jnp.tanh(logits / config.soft_cap)
+        return logits if cache is None else (logits, cache)
+
+    def _layers(
+        self,
+        x: Float[Array, "batch length dim"],
+        positions: Int[Array, "#batch length"],
+        deterministic: bool,
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "batch length dim"], Cache | None]:
+        config = self.config
+        block = self.block(parent=None)
+        dropout_key = None if deterministic or not config.dropout else self.make_rng("dropout")
+        index, start = (0, None) if cache is None else (cache.index, cache.start)
+
+        def layer(params: PyTree, x: Array, past: PyTree, number: int | Array) -> tuple[Array, PyTree]:
+            rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, number)}
+            return block.apply({"params": params}, x, positions, past, index, start, deterministic, rngs=rngs)
+
+        if config.remat:
+            layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
+
+        params = self._layer_params(block)
+        if config.scan_layers:
+            each = (params, cache and cache.layers, jnp.arange(config.layers))
+            x, entries = jax.lax.scan(lambda x, own: layer(own[0], x, *own[1:]), x, each)
+        else:
+            entries = ()
+            for number, own in enumerate(params):
+                x, past = layer(own, x, cache and cache.layers[number], number)
+                entries += (past,)
+        return x, cache and Cache(entries, cache.index + x.shape[1], cache.start)
+
+    def _layer_params(self, block: nn.Module) -> PyTree:
+        """The stacked parameters of all layers, or a list of each one's."""
+        config = self.config
+        layers_key: Any = self.make_rng("params") if self.is_initializing() else None
+
+        def init(number: int) -> PyTree:
+            x, positions = jnp.zeros((1, 1, config.dim), self.dtype), jnp.zeros((1, 1), jnp.int32)
+            return block.init(jax.random.fold_in(layers_key, number), x, positions)["params"]
+
+        def init_all() -> PyTree:
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(init, range(config.layers)))
+
+        if config.scan_layers:
+            return self.variable("params", "layers", init_all).value
+        return [self.variable("params", f"layers_{i}", init, i).value for i in range(config.layers)]
+
+    def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
+        """Room for `slots` tokens of rows whose first real token will stand in slot `start`."""
+        c = self.config
+        return empty_cache(
+            c.layers, slots, c.kv_heads or c.heads, c.head_dim, self.dtype, start, stacked=c.scan_layers
+        )
+
+
+def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp.float32) -> Decoder:
+    """The decoder that the configuration describes.
+
+    length: the most tokens that learned positions can tell apart.
+    dtype: of the computation, float32 or bfloat16; parameters are float32.
+    """
+    norm = partial(RMSNorm, eps=config.eps)
+    if config.norm == "layer":
+        norm = partial(LayerNorm, use_bias=config.bias, eps=config.eps)
+    # What each layer adds to the residual stream shrinks with their number (Radford et al. 2019, sec. 2.3).
+    out_init = nn.initializers.normal(0.02 / (2 * config.layers) ** 0.5)
+    attention = partial(
+        SelfAttention,
+        config.heads,
+        config.kv_heads or config.heads,
+        config.head_dim,
+        rotary_base=config.rotary_base if config.positions == "rotary" else None,
+        qk_norm=partial(RMSNorm, eps=config.eps) if config.qk_norm else None,
+        soft_cap=config.attention_soft_cap or None,
+        use_bias=config.bias,
+        out_init=out_init,
+    )
+    if config.mlp == "swiglu":
+        hidden = config.mlp_dim or -(-8 * config.dim // (3 * 64)) * 64
+        feed_forward = partial(GatedFeedForward, hidden, use_bias=config.bias, out_init=out_init)
+    else:
+        activation = gelu if config.mlp == "gelu" else squared_relu
+        feed_forward = partial(
+            FeedForward, config.mlp_dim or 4 * config.dim, activation, use_bias=config.bias, out_init=out_init
+        )
+    block = partial(Block, norm, attention, feed_forward, config.dropout)
+    return Decoder(config, vocab, length, block, norm, dtype)
+
+
+def _embedding_std(config: ModelConfig) -> float:
+    """0.02 (Radford et al. 2019); less where a wide tied read-out's logits would not start near 0."""
+    return min(0.02, 0.15 / config.dim**0.5) if config.tied else 0.02
+
+
+def stack_layers(params: PyTree) -> PyTree:
+    """Parameters of unrolled layers as those of scanned layers."""
+    numbers = range(sum(name.startswith("layers_") for name in params))
+    layers = [params[f"layers_{i}"] for i in numbers]
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack_layers(params: PyTree) -> PyTree:
+    """Parameters of scanned layers as those of unrolled layers."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = [jax.tree.map(operator.itemgetter(i), params["layers"]) for i in range(count)]
+    return rest | {f"layers_{i}": layer for i, layer in enumerate(layers)}

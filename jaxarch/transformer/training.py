@@ -1,0 +1,246 @@
+"""Training a language model: objective, optimisers, schedule, and the pure step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxarch.data.text import Tokens
+from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics
+
+
+class Hypers(NamedTuple):
+    """The numbers that a sweep may vary."""
+
+    learning_rate: float | Float[Array, ""] = 1e-3
+    weight_decay: float | Float[Array, ""] = 0.1
+
+
+@flax.struct.dataclass
+class TrainState:
+    params: PyTree
+    opt_state: optax.OptState
+    ema: PyTree | None
+    """exponential moving average of the parameters, which is what is evaluated and sampled from"""
+    key: Key[Array, "..."]
+    hypers: Hypers
+
+    @property
+    def evaluated(self) -> PyTree:
+        return self.params if self.ema is None else self.ema
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the blocks' matrices, Adam for all else"""
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "stable"] = "cosine"
+    """cosine to the end, or stable and then linear over the last fifth"""
+    warmup: int = 100
+    """steps of linear warm-up"""
+    final: float = 0.1
+    """the learning rate at the end, as a fraction"""
+    weight_decay: float = 0.1
+    """decoupled, on matrices only"""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip: float = 1.0
+    """largest norm of the gradient (0: no clipping)"""
+    ema: float = 0.0
+    """decay of the moving average that is evaluated (0: none)"""
+    accumulate: int = 1
+    """micro-batches a step"""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ConfigError(f"--optim.learning-rate {self.learning_rate:g} is not above 0; 1e-3 is usual.")
+        for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1), ("ema", 0, 1), ("final", 0, 1.0000001)):
+            if not low <= getattr(self, name) < high:
+                raise ConfigError(f"--optim.{name} {getattr(self, name):g} is not in [{low}, 1).")
+        for name in ("warmup", "clip", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--optim.{name.replace('_', '-')} {getattr(self, name):g} is below 0.")
+        if self.accumulate < 1:
+            raise ConfigError(f"--optim.accumulate {self.accumulate} is below 1.")
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+) -> Float[Array, ""]:
+    """The weighted sum of -log p(target), in nats. Divide by `weights.sum()` for the mean."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - own) * weights)
+
+
+def schedule(optim: OptimConfig, steps: int) -> Callable[[Index], Float[Array, ""]]:
+    """The learning rate as a fraction of its peak, by the step's number.
+
+    cosine: Loshchilov & Hutter 2017, eq. 5, without restarts. stable: warm-up, stable, decay
+    (Hu et al. 2024, sec. 4), linear over the last fifth.
+    """
+    warmup = min(optim.warmup, max(steps - 1, 0))
+    rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
+    if optim.schedule == "cosine":
+        return optax.join_schedules([rise, optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), optim.final)], [warmup])
+    decay = max(steps // 5, 1)
+    stable = max(steps - decay, warmup)
+    fall = optax.linear_schedule(1.0, optim.final, decay)
+    return optax.join_schedules([rise, optax.constant_schedule(1.0), fall], [warmup, stable])
+
+
+def is_matrix(params: PyTree) -> PyTree:
+    """True for what a product or a table is made of; by name, since stacked biases have two axes as well."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in ("kernel", "embedding"), params)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path[-1:], simple=True)
+
+
+def direction(optim: OptimConfig) -> optax.GradientTransformation:
+    """What the learning rate multiplies: clipped and rescaled gradients, before decay.
+
+    adamw: Kingma & Ba 2015, alg. 1. muon: Jordan 2024 for the blocks' matrices, scaled to the size of
+    Adam's steps so that one learning rate serves both (Liu et al. 2025, eq. 4).
+    """
+    adam = optax.scale_by_adam(optim.beta1, optim.beta2)
+    chosen = adam
+    if optim.optimizer == "muon":
+        dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: dimensions, tree)),
+            optax.stateless(lambda updates, _: jax.tree.map(_as_large_as_adam, updates)),
+        )
+        chosen = optax.partition({"muon": muon, "adam": adam}, _muon_labels)
+    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    return optax.chain(clip, chosen)
+
+
+def _as_large_as_adam(update: Float[Array, "*layers rows columns"]) -> Float[Array, "*layers rows columns"]:
+    return 0.2 * max(update.shape[-2:]) ** 0.5 * update
+
+
+def _muon_labels(params: PyTree) -> PyTree:
+    def label(path: tuple, _: Array) -> str:
+        in_block = any("layers" in jax.tree_util.keystr((key,)) for key in path)
+        return "muon" if in_block and _name(path) == "kernel" else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def make_init(model: nn.Module, length: int, optim: OptimConfig) -> Callable[[Key[Array, ""], Hypers], TrainState]:
+    """`(key, hypers) -> state` with parameters drawn from the key."""
+
+    def init(key: Key[Array, ""], hypers: Hypers) -> TrainState:
+        params_key, key = jax.random.split(key)
+        params = model.init(params_key, jnp.zeros((1, length), jnp.int32))["params"]
+        return train_state(params, optim, key, hypers)
+
+    return init
+
+
+def train_state(params: PyTree, optim: OptimConfig, key: Key[Array, ""], hypers: Hypers) -> TrainState:
+    """A state at step 0 with these parameters, drawn or pretrained."""
+    return TrainState(params, direction(optim).init(params), params if optim.ema else None, key, hypers)
+
+
+def make_step(
+    model: nn.Module, optim: OptimConfig, steps: int
+) -> Callable[[TrainState, Tokens, Index], tuple[TrainState, Metrics]]:
+    """One optimiser update on a batch: `(state, batch, index) -> (state, metrics)`."""
+    transform, fraction = direction(optim), schedule(optim, steps)
+
+    def objective(params: PyTree, batch: Tokens, key: Key[Array, ""]) -> Float[Array, ""]:
+        logits = model.apply({"params": params}, batch.inputs, deterministic=False, rngs={"dropout": key})
+        return cross_entropy(logits, batch.targets, batch.weights)
+
+    def step(state: TrainState, batch: Tokens, index: Index) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, index)
+        total, grads = accumulated(objective, state.params, batch, key, optim.accumulate)
+        weight = batch.weights.sum()
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        rate = state.hypers.learning_rate * fraction(index)
+        decay = state.hypers.weight_decay
+
+        def updated(param: Array, update: Array, matrix: bool) -> Array:
+            return param - rate * (update + decay * param if matrix else update)
+
+        params = jax.tree.map(updated, state.params, updates, is_matrix(state.params))
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: optim.ema * e + (1 - optim.ema) * p, ema, params)
+        metrics = {
+            "train/loss": Mean(total, weight),
+            "train/grad_norm": optax.global_norm(grads),
+            "train/learning_rate": rate,
+        }
+        return state.replace(params=params, opt_state=opt_state, ema=ema), metrics
+
+    return step
+
+
+def accumulated(
+    objective: Callable[[PyTree, Any, Key[Array, ""]], Float[Array, ""]],
+    params: PyTree,
+    batch: Any,
+    key: Key[Array, ""],
+    parts: int,
+) -> tuple[Float[Array, ""], PyTree]:
+    """The sum that `objective` gives over the batch and its gradient, `parts` micro-batches one after another.
+
+    Sums, not means, are added, so that micro-batches of unequal weight count as they would in one batch.
+    """
+    value_and_grad = jax.value_and_grad(objective)
+    if parts == 1:
+        return value_and_grad(params, batch, key)
+    split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+
+    def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
+        micro_batch, number = part
+        return jax.tree.map(jnp.add, sums, value_and_grad(params, micro_batch, jax.random.fold_in(key, number))), None
+
+    shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda leaf: leaf[0], split), key)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
+
+
+def make_evaluate(
+    model: nn.Module, validation: Tokens, batch_size: int, characters_per_token: float
+) -> Callable[[TrainState, Key[Array, ""]], Metrics]:
+    """Loss, perplexity, bits per character and accuracy over the whole of `validation`, `[windows, length]` each."""
+    windows = len(validation.inputs)
+    batch_size = min(batch_size, windows)
+    batches = -(-windows // batch_size)
+
+    def padded(array: Array) -> Array:
+        array = jnp.pad(array, ((0, batches * batch_size - windows), (0, 0)))  # the padding's weights are 0
+        return array.reshape(batches, batch_size, -1)
+
+    def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
+        def one(batch: Tokens) -> tuple[Array, Array, Array]:
+            logits = model.apply({"params": state.evaluated}, batch.inputs)
+            hits = (logits.argmax(-1) == batch.targets) * batch.weights
+            return cross_entropy(logits, batch.targets, batch.weights), hits.sum(), batch.weights.sum()
+
+        totals, hits, weights = jax.lax.map(one, Tokens(*map(padded, validation)))
+        total, hits, weight = totals.sum(), hits.sum(), weights.sum()
+        loss = total / weight
+        return {
+            "val/loss": Mean(total, weight),
+            "val/perplexity": jnp.exp(loss),
+            "val/bits_per_character": loss / jnp.log(2.0) / characters_per_token,
+            "val/accuracy": Mean(hits, weight),
+        }
+
+    return evaluate

@@ -1,0 +1,58 @@
+"""How the tests run an experiment: in this process, through its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxarch.run import load
+from jaxarch.run.command import main
+
+
+def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a") -> Path:
+    """`python -m MODULE --runs RUNS --name NAME ARGUMENTS`, which must succeed; the run's folder."""
+    code = exit_code(module, "--runs", runs, "--name", name, *arguments)
+    assert code == 0
+    return runs / module.__name__.rsplit(".", 1)[-1] / name
+
+
+def exit_code(module: ModuleType, *arguments: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["program", *map(str, arguments)])
+        try:
+            main(module.experiment, module.Config, {"wide": module.Config(dim=7)} if "line" in module.__name__ else None)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+    return 0
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without their times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The newest state of a run, leaf by leaf."""
+    import jax
+
+    def plain(leaf: Any) -> np.ndarray:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    leaves = jax.tree_util.tree_leaves_with_path(load(folder).state)
+    return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in leaves}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """The same state, bit for bit, and the same curve."""
+    left, right = arrays(one), arrays(other)
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        np.testing.assert_array_equal(value, right[key], err_msg=key)
+    assert log(one) == log(other)

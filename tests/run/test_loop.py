@@ -1,0 +1,107 @@
+"""Laws of the loop: resumed = uninterrupted, scanned = looped, stopped by a signal = not stopped."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxarch.run.loop import Plan, batches, dispatches, feed, plan
+from tests.run.running import arrays, assert_same, log, run
+from tests.run.sketches import gan, line, tabular
+
+
+@pytest.mark.parametrize("options", [[], ["--scan", 4], ["--replicas", 3], ["--sweep", "learning-rate=0.01,0.1"]])
+@pytest.mark.parametrize("module, half", [(line, 30), (gan, 20), (tabular, 200)], ids=["line", "gan", "tabular"])
+def test_stopped_and_resumed_is_uninterrupted(module, half, options, tmp_path):
+    whole = run(module, tmp_path, *options, name="whole")
+    run(module, tmp_path, *options, "--stop-at", half + 3, name="parts")  # not a multiple of any interval
+    parts = run(module, tmp_path, "--resume", name="parts")
+    assert_same(whole, parts)
+
+
+def test_scanned_is_looped(tmp_path):
+    looped = run(gan, tmp_path, "--eval-every", 8, name="looped")
+    scanned = run(gan, tmp_path, "--eval-every", 8, "--scan", 8, name="scanned")
+    left, right = arrays(looped), arrays(scanned)
+    for key, value in left.items():
+        np.testing.assert_array_equal(value, right[key], err_msg=key)
+    evaluated = [[entry for entry in log(folder) if "val/distance" in entry] for folder in (looped, scanned)]
+    assert [entry["val/distance"] for entry in evaluated[0]] == [entry["val/distance"] for entry in evaluated[1]]
+
+
+def test_another_seed_is_another_run_and_the_same_seed_the_same(tmp_path):
+    one, same, other = (run(line, tmp_path, "--seed", seed, name=f"{n}") for n, seed in enumerate((1, 1, 2)))
+    assert_same(one, same)
+    assert log(one)[0] != log(other)[0]
+
+
+def test_same_seed_in_two_processes(tmp_path):
+    command = [sys.executable, "-m", "tests.run.sketches.gan", "--steps", "10", "--runs", tmp_path, "--name"]
+    for name in ("one", "two"):
+        subprocess.run([*command, name], check=True, capture_output=True)
+    assert_same(tmp_path / "gan" / "one", tmp_path / "gan" / "two")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_resumed_run_has_the_same_curve(number, code, tmp_path):
+    options = ["--steps", "40000", "--eval-every", "20000", "--runs", str(tmp_path), "--name", "stopped"]
+    command = [sys.executable, "-m", "tests.run.sketches.line"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "line" / "stopped"
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() or len((folder / "metrics.jsonl").read_text().splitlines()) < 5:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "--name stopped --resume" in said and len(said.splitlines()) == 1
+    step = int(said.split("after step ")[1].split()[0])
+    assert step < 40000
+    run(line, tmp_path, "--resume", "--stop-at", step + 500, name="stopped")
+    whole = run(line, tmp_path, *options[:4], "--stop-at", step + 500, name="whole")
+    assert_same(whole, folder)
+
+
+@given(st.integers(0, 50), st.integers(1, 60), st.lists(st.integers(1, 20), min_size=3, max_size=3), st.integers(1, 9))
+def test_dispatches_cover_every_step_once_and_stop_at_every_look(start, length, looks, scan):
+    schedule = Plan(start + length, start + length, *looks, scan)
+    steps = [(first, first + count) for first, count in dispatches(start, schedule)]
+    assert [n for first, last in steps for n in range(first, last)] == list(range(start, start + length))
+    for (first, last), look in itertools.product(steps, looks):
+        assert not any(n % look == 0 for n in range(first + 1, last)), "a look was jumped over"
+
+
+def test_the_feed_gives_step_t_its_own_examples():
+    experiment = line.experiment(line.Config(batch_size=5))
+    fed = list(feed(experiment, iter([(0, 1), (1, 3), (4, 2)])))
+    x = np.concatenate([batch[0].reshape(-1, 3) for _, _, batch in fed])
+    expected = np.stack([experiment.data[i][0] for i in range(6 * 5)])
+    np.testing.assert_array_equal(x, expected)
+    assert batches(experiment, 2, 1)[0].shape == (1, 5, 3)
+
+
+def test_a_broken_example_reaches_the_caller():
+    class Broken:
+        def __getitem__(self, i):
+            raise OSError("unreadable")
+
+    experiment = line.experiment(line.Config())._replace(data=Broken())
+    with pytest.raises(OSError, match="unreadable"):
+        list(feed(experiment, iter([(0, 1)])))
+
+
+def test_the_plan_looks_ten_times_and_rounds_to_whole_dispatches():
+    assert plan(2000, None, 0, 0, 1) == Plan(2000, 2000, 20, 200, 200, 1)
+    assert plan(2000, 100, 0, 50, 16) == Plan(2000, 100, 32, 208, 50, 16)
+    assert plan(3, None, 0, 0, 1) == Plan(3, 3, 1, 1, 1, 1)

@@ -15,17 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxarch.data.text import load_text, windows
 from jaxarch.run import ConfigError, Experiment, Metrics, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
-from jaxarch.transformer.decoding import completions
-from jaxarch.transformer.training import Hypers, OptimConfig, TrainState, make_evaluate, make_init, make_step
+from jaxarch.transformer.decoding import sampling
+from jaxarch.transformer.generate import complete
+from jaxarch.transformer.training import (
+    PRECISIONS,
+    Hypers,
+    OptimConfig,
+    TrainState,
+    make_evaluate,
+    make_init,
+    make_step,
+)
 
-DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 SAMPLE_TOKENS = 256
 
 
@@ -82,13 +88,13 @@ def experiment(config: Config) -> Experiment:
         seed=config.data_seed,
         say=print,
     )
-    model = decoder(config.model, data.tokenizer.vocab, config.length, DTYPES[config.precision])
+    model = decoder(config.model, data.tokenizer.vocab, config.length, PRECISIONS[config.precision])
     validation = windows(data.validation[: config.eval_tokens + 1], config.length)
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        new = min(SAMPLE_TOKENS, config.length) if config.model.positions == "learned" else SAMPLE_TOKENS
-        texts = completions(model, state.evaluated, data.tokenizer, [config.prompt] * 2, new, key, temperature=0.8)
-        (folder / "samples.txt").write_text("\n\n".join(texts) + "\n")
+        prompts = [config.prompt] * 2
+        texts = complete(model, state.evaluated, data.tokenizer, prompts, SAMPLE_TOKENS, key, sampling(0.8))
+        (folder / "samples.txt").write_text("\n---\n".join(text.strip("\n") for text in texts) + "\n")
         return {}
 
     return Experiment(

@@ -187,8 +187,8 @@ def _not_utf8(file: Path, end: int, error: UnicodeDecodeError) -> ConfigError:
 def _read_text(file: Path, tail: int) -> Iterator[tuple[int, str]]:
     """Stretches of a text file and their positions in bytes; one begins at byte `tail`, if that is inside.
 
-    The other cuts fall between a word and the space after it, where a byte-level BPE begins a new word anyway:
-    the tokens of the stretches are those of the whole. In a script without spaces they fall anywhere.
+    The other cuts fall between a word and the space after it, where a byte-level BPE begins a new word
+    anyway: its tokens are those of the whole text. In a script without spaces they fall anywhere.
     """
     word_end = re.compile(r".*\w(?=[ \n])", re.DOTALL)
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)

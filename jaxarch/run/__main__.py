@@ -34,7 +34,7 @@ class Arguments:
 def main() -> None:
     with exits("jaxarch.run"):
         arguments = parsed_or_usage(Arguments, "python -m jaxarch.run", __doc__ or "", sys.argv[1:])
-        backend.use_compilation_cache()
+        backend.prepare()
         step = int(arguments.step) if arguments.step.isdigit() else arguments.step
         programs, loaded, number = open_run(arguments.run, step)
         console = Console()

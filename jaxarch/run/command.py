@@ -341,7 +341,7 @@ def run(
         console.line(f"{folder} is finished")
         show(folder, console, json.loads((folder / "result.json").read_text()))
         return
-    backend.use_compilation_cache()
+    backend.prepare()
     experiment = make(config)
     programs = Programs(experiment, members(experiment.hypers, options.sweep, options.seed, options.replicas))
     weights = {} if options.init_from is None or saved else weights_of(Path(options.init_from), programs)

@@ -232,8 +232,7 @@ class Run:
 
     def _evaluate(self) -> Values:
         values = divide(self.programs.evaluate(self.carry.state, self.step))
-        if self.programs.experiment.report is not None:
-            values |= report(self.programs, self.carry.state, self.step, self.folder)
+        values |= report(self.programs, self.carry.state, self.step, self.folder)
         self.last = lines(ordered(values, self.programs.experiment.monitor), self.programs.members, self.dead)
         name, sign = better(self.programs.experiment.monitor)
         alive = values[name][self._living()] if name in values else np.array([np.nan])
@@ -265,7 +264,9 @@ class Run:
 
 
 def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values:
-    """Calls the experiment's report for each member, into `samples/<step>/`; its metrics."""
+    """Calls the experiment's report, if it has one, for each member, into `samples/<step>/`; its metrics."""
+    if programs.experiment.report is None:
+        return {}
     keys = programs.report_keys(step)
     collected: list[Values] = []
     for number in range(len(programs.members)):

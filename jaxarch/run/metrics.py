@@ -49,7 +49,7 @@ def interquartile_mean(values: Shaped[np.ndarray, "... n"]) -> Float[np.ndarray 
 def interval(values: Float[np.ndarray, " n"], resamples: int = 2000) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the interquartile mean (Agarwal et al. 2021, sec. 4.1)."""
     drawn = np.random.default_rng(0).choice(values, (resamples, len(values)))
-    low, high = np.percentile(interquartile_mean(drawn), [2.5, 97.5])
+    low, high = np.percentile(np.asarray(interquartile_mean(drawn), float), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -71,11 +71,19 @@ def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> l
     return [Member(seed + replica, point) for point in points for replica in range(replicas)]
 
 
-def closed(function: Callable, *arguments: PyTree) -> tuple[Callable, list[Array], PyTree]:
-    """`function` with the large arrays that it closes over made its first argument, and those arrays.
+class Closed(NamedTuple):
+    """A function of `(constants, *arguments)`, its constants, and the shapes of its result."""
+
+    pure: Callable[..., Any]
+    constants: list[Array]
+    shapes: PyTree
+
+
+def closed(function: Callable, *arguments: PyTree) -> Closed:
+    """`function` with the large arrays that it closes over made its first argument.
 
     Compiled as it stands, such an array (pretrained weights, a validation set) would be a constant of
-    the program: copied into it and folded at compile time. Also gives the result's shapes.
+    the program: copied into it and folded at compile time.
     """
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     large = [getattr(constant, "nbytes", 0) >= LARGE for constant in traced.consts]
@@ -88,7 +96,7 @@ def closed(function: Callable, *arguments: PyTree) -> tuple[Callable, list[Array
         return jax.tree.unflatten(structure, outputs)
 
     constants = [jnp.asarray(c) for c, is_large in zip(traced.consts, large, strict=True) if is_large]
-    return pure, constants, shapes
+    return Closed(pure, constants, shapes)
 
 
 def add(sums: dict[str, Sums], metrics: Metrics, index: Int[Array, ""]) -> dict[str, Sums]:
@@ -133,10 +141,6 @@ def distinct(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
-def has_convolution(function: Callable, *arguments: PyTree) -> bool:
-    return "conv_general_dilated" in str(jax.make_jaxpr(function)(*arguments))
-
-
 def shape_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), tree)
 
@@ -157,9 +161,11 @@ class Programs:
         self.keys = keys[0] if self.solo else jnp.stack(keys)
         self.hypers = hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers)
         self._init = closed(experiment.init, keys[0], hypers[0])
-        self._member = self._init[2]  # the shapes of one member's state
-        self.state_shape = jax.eval_shape(self._over(self._init[0], 2), self._init[1], self.keys, self.hypers)
-        self._step, self._evaluate = None, None
+        self._member = self._init.shapes  # of one member's state
+        self.state_shape = jax.eval_shape(self._over(self._init.pure, 2), self._init.constants, self.keys, self.hypers)
+        self._step: Closed | None = None
+        self._evaluate: Closed | None = None
+        self._unroll: bool | None = None
 
     def _over(self, pure: Callable, mapped: int, shared: int = 0) -> Callable:
         """Over the members: the constants are shared, then `mapped` arguments, then `shared` ones."""
@@ -180,17 +186,19 @@ class Programs:
 
     def sums(self, batch: Batch) -> dict[str, Sums]:
         """Empty sums for the metrics of a step; `batch` is one step's."""
-        self._trace_step(batch)
-        metrics = jax.eval_shape(self._over(self._step[0], 1, 2), self._step[1], self.state_shape, *self._step[3])[1]
+        step = self._traced_step(batch)
+        shared = (shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
+        metrics = jax.eval_shape(self._over(step.pure, 1, 2), step.constants, self.state_shape, *shared)[1]
         return zero_sums(metrics)
 
-    def _trace_step(self, batch: Batch) -> None:
+    def _traced_step(self, batch: Batch) -> Closed:
         if self._step is None:
-            shared = (shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
-            pure, constants, shapes = closed(self.experiment.step, self._member, *shared)
-            if jax.tree.structure(shapes[0]) != jax.tree.structure(self._member):
-                raise TypeError(f"step returns another structure of state than init: {shapes[0]} != {self._member}")
-            self._step = (pure, constants, shapes, shared)
+            index = jax.ShapeDtypeStruct((), jnp.int32)
+            self._step = closed(self.experiment.step, self._member, shape_of(batch), index)
+            state = self._step.shapes[0]
+            if jax.tree.structure(state) != jax.tree.structure(self._member):
+                raise TypeError(f"step returns another structure of state than init: {state} != {self._member}")
+        return self._step
 
     def steps(self, carry: Carry, batches: Batch, index: int) -> Carry:
         """Steps `index, index + 1, ...`, one for each of the leading axis of `batches`, in one dispatch.
@@ -199,10 +207,10 @@ class Programs:
         """
         count = batches if isinstance(batches, int) else len(jax.tree.leaves(batches)[0])
         batches = None if isinstance(batches, int) else batches
-        self._trace_step(jax.tree.map(lambda leaf: leaf[0], batches))
-        pure, constants, _, shared = self._step
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        pure, constants, _ = self._traced_step(first)
         step = self._over(pure, 1, 2)
-        unroll = count > 1 and self._unrolls(step, constants, carry.state, shared)
+        unroll = count > 1 and self._unrolls(first)
 
         def dispatch(constants: list[Array], carry: Carry, batches: Batch, first: Int[Array, ""]) -> Carry:
             def body(carry: Carry, batch_and_index: tuple) -> tuple[Carry, None]:
@@ -221,9 +229,15 @@ class Programs:
             self.notes["scan"] = f"{count} steps a dispatch, {'unrolled' if unroll else 'as lax.scan'}"
         return self._call(("steps", count), dispatch, constants, carry, batches, np.int32(index), donate=(1,))
 
-    def _unrolls(self, step: Callable, constants: list[Array], state: State, shared: tuple) -> bool:
-        # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
-        return backend.platform() == "cpu" and has_convolution(step, constants, shape_of(state), *shared)
+    def _unrolls(self, batch: Batch) -> bool:
+        """Whether many steps are written out one after another rather than scanned."""
+        if self._unroll is None:
+            pure, constants, _ = self._traced_step(batch)
+            arguments = (constants, self._member, shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
+            convolves = "conv_general_dilated" in str(jax.make_jaxpr(pure)(*arguments))
+            # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
+            self._unroll = convolves and backend.platform() == "cpu"
+        return self._unroll
 
     def evaluate(self, state: State, index: int) -> Metrics:
         """The experiment's metrics of every member after `index` steps."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -173,7 +174,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "batch length"],
+        tokens: Int[Array | np.ndarray, "batch length"],
         positions: Int[Array, "#batch length"] | None = None,
         deterministic: bool = True,
         cache: Cache | None = None,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -127,7 +128,7 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         self.embedding = self.param("embedding", self.embedding_init, (self.count, self.dim))
 
-    def __call__(self, numbers: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+    def __call__(self, numbers: Int[Array | np.ndarray, "*batch"]) -> Float[Array, "*batch dim"]:
         return self.embedding[numbers].astype(self.dtype)
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch count"]:

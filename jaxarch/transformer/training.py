@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.text import Tokens
 from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics
+
+PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Hypers(NamedTuple):
@@ -26,12 +29,16 @@ class Hypers(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
+    """What a run of a Transformer carries. Also holds shapes or a leading axis of replicas, so its types are plain.
+
+    ema: exponential moving average of the parameters, which is what is evaluated and sampled from; None: there is none.
+    """
+
     params: PyTree
-    opt_state: optax.OptState
-    ema: PyTree | None
-    """exponential moving average of the parameters, which is what is evaluated and sampled from"""
-    key: Key[Array, "..."]
-    hypers: Hypers
+    opt_state: PyTree
+    ema: PyTree
+    key: Any
+    hypers: Any
 
     @property
     def evaluated(self) -> PyTree:
@@ -74,7 +81,9 @@ class OptimConfig:
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+    logits: Float[Array, "*batch vocab"],
+    targets: Int[Array | np.ndarray, "*batch"],
+    weights: Float[Array | np.ndarray, "*batch"],
 ) -> Float[Array, ""]:
     """The weighted sum of -log p(target), in nats. Divide by `weights.sum()` for the mean."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -82,7 +91,7 @@ def cross_entropy(
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - own) * weights)
 
 
-def schedule(optim: OptimConfig, steps: int) -> Callable[[Index], Float[Array, ""]]:
+def schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate as a fraction of its peak, by the step's number.
 
     cosine: Loshchilov & Hutter 2017, eq. 5, without restarts. stable: warm-up, stable, decay
@@ -154,6 +163,14 @@ def train_state(params: PyTree, optim: OptimConfig, key: Key[Array, ""], hypers:
     return TrainState(params, direction(optim).init(params), params if optim.ema else None, key, hypers)
 
 
+def logits_of(
+    model: nn.Module, params: PyTree, batch: Tokens, dropout_key: Key[Array, ""] | None = None
+) -> Float[Array, "batch length vocab"]:
+    """What the model says of the token after each of the inputs; with dropout where there is a key."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return cast(Array, model.apply({"params": params}, batch.inputs, deterministic=dropout_key is None, rngs=rngs))
+
+
 def make_step(
     model: nn.Module, optim: OptimConfig, steps: int
 ) -> Callable[[TrainState, Tokens, Index], tuple[TrainState, Metrics]]:
@@ -161,7 +178,7 @@ def make_step(
     transform, fraction = direction(optim), schedule(optim, steps)
 
     def objective(params: PyTree, batch: Tokens, key: Key[Array, ""]) -> Float[Array, ""]:
-        logits = model.apply({"params": params}, batch.inputs, deterministic=False, rngs={"dropout": key})
+        logits = logits_of(model, params, batch, key)
         return cross_entropy(logits, batch.targets, batch.weights)
 
     def step(state: TrainState, batch: Tokens, index: Index) -> tuple[TrainState, Metrics]:
@@ -182,10 +199,10 @@ def make_step(
             ema = jax.tree.map(lambda e, p: optim.ema * e + (1 - optim.ema) * p, ema, params)
         metrics = {
             "train/loss": Mean(total, weight),
-            "train/grad_norm": optax.global_norm(grads),
+            "train/grad_norm": optax.tree.norm(grads),
             "train/learning_rate": rate,
         }
-        return state.replace(params=params, opt_state=opt_state, ema=ema), metrics
+        return replace(state, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
 
@@ -223,17 +240,19 @@ def make_evaluate(
     batch_size = min(batch_size, windows)
     batches = -(-windows // batch_size)
 
-    def padded(array: Array) -> Array:
-        array = jnp.pad(array, ((0, batches * batch_size - windows), (0, 0)))  # the padding's weights are 0
+    def padded(array: np.ndarray) -> np.ndarray:
+        array = np.pad(array, ((0, batches * batch_size - windows), (0, 0)))  # the padding's weights are 0
         return array.reshape(batches, batch_size, -1)
+
+    cut = jax.tree.map(padded, validation)
 
     def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
         def one(batch: Tokens) -> tuple[Array, Array, Array]:
-            logits = model.apply({"params": state.evaluated}, batch.inputs)
+            logits = logits_of(model, state.evaluated, batch)
             hits = (logits.argmax(-1) == batch.targets) * batch.weights
             return cross_entropy(logits, batch.targets, batch.weights), hits.sum(), batch.weights.sum()
 
-        totals, hits, weights = jax.lax.map(one, Tokens(*map(padded, validation)))
+        totals, hits, weights = jax.lax.map(one, jax.tree.map(jnp.asarray, cut))
         total, hits, weight = totals.sum(), hits.sum(), weights.sum()
         loss = total / weight
         return {

@@ -7,11 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from jaxarch.run import load
-from jaxarch.run.command import main
+from jaxarch.run import Experiment, load
+from jaxarch.run.command import first_batch, main
+from jaxarch.run.loop import batches
+from jaxarch.run.program import Carry, Member, Programs
 
 
 def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a") -> Path:
@@ -31,6 +34,15 @@ def exit_code(module: ModuleType, *arguments: object) -> int:
     return 0
 
 
+def after(experiment: Experiment, members: list[Member], steps: int) -> tuple[Programs, Carry]:
+    """The programs of the members and where they stand after some steps."""
+    programs = Programs(experiment, members)
+    carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
+    for index in range(steps):
+        carry = programs.steps(carry, batches(experiment, index, 1), index)
+    return programs, carry
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without their times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -39,8 +51,6 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """The newest state of a run, leaf by leaf."""
-    import jax
-
     def plain(leaf: Any) -> np.ndarray:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)

@@ -9,23 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jaxarch.run.command import first_batch
 from jaxarch.run.loop import batches
 from jaxarch.run.metrics import divergences, divide
 from jaxarch.run.program import Carry, Member, Programs, closed, members, restart
 from jaxarch.run.protocol import ConfigError, Mean
+from tests.run.running import after
 from tests.run.sketches import gan, line, loaded, tabular
-
-
-def after(experiment, members, steps):
-    programs = Programs(experiment, members)
-    carry = Carry(programs.init(), programs.sums(first(experiment)))
-    for index in range(steps):
-        carry = programs.steps(carry, batches(experiment, index, 1), index)
-    return programs, carry
-
-
-def first(experiment):
-    return None if experiment.data is None else jax.tree.map(lambda leaf: leaf[0], batches(experiment, 0, 1))
 
 
 MODULES = pytest.mark.parametrize("module", [line, gan, tabular], ids=["line", "gan", "tabular"])
@@ -69,7 +59,7 @@ def test_a_batched_index_would_lose_the_conditional():
     """The law above can fail: with the counter among the members' own arrays the same step has none."""
     experiment = gan.experiment(gan.Config())
     programs = Programs(experiment, members(experiment.hypers, [], 0, 3))
-    state, batch = programs.init(), first(experiment)
+    state, batch = programs.init(), first_batch(experiment)
     step = jax.jit(jax.vmap(experiment.step, (0, None, 0)))
     assert "conditional(" not in step.lower(state, batch, jnp.zeros(3, jnp.int32)).compile().as_text()
 
@@ -80,7 +70,7 @@ def test_no_retrace(count):
     experiment = line.experiment(line.Config())
     traced = chex.assert_max_traces(experiment.step, n=1)
     programs = Programs(experiment._replace(step=traced), members(experiment.hypers, [], 0, 1))
-    carry = Carry(programs.init(), programs.sums(first(experiment)))
+    carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
     for index in range(0, 3 * count, count):
         carry = programs.steps(carry, batches(experiment, index, count), index)
 

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama, stack_layers, unstack_layers
+
+VOCAB, LENGTH = 65, 24
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, size=(3, LENGTH)), jnp.int32)
+
+GPT2, LLAMA = gpt2(2, 4, 64), llama(2, 4, 64, kv_heads=2)
+MIXED = ModelConfig(
+    2,
+    4,
+    64,
+    kv_heads=1,
+    mlp="relu2",
+    norm="rms",
+    positions="sinusoidal",
+    qk_norm=True,
+    soft_cap=5.0,
+    attention_soft_cap=3.0,
+)
+CONFIGS = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mixed": MIXED,
+    "scanned": dataclasses.replace(LLAMA, scan_layers=True),
+}
+
+
+def drawn(model, seed=0):
+    """Variables with nothing at 0 or 1, so that no part is without effect (a read-out begins at 0)."""
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0), TOKENS))
+    rng = np.random.default_rng(seed)
+    return tree.unflatten([leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves])
+
+
+def applied(model, variables, tokens=TOKENS):
+    return jax.jit(model.apply)(variables, tokens)
+
+
+# --- initialisation -----------------------------------------------------------------------------
+
+WIDE = gpt2(2, 4, 384)  # where a tied read-out of standard deviation 0.02 begins 4 % above log V
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [GPT2, LLAMA, MIXED, WIDE], ids=["gpt2", "llama", "mixed", "wide"])
+def test_the_loss_begins_at_log_vocab(config, tied):
+    model = decoder(dataclasses.replace(config, tied=tied), VOCAB, LENGTH)
+
+    @jax.jit
+    def loss(key):
+        logits = model.apply(model.init(key, TOKENS), TOKENS)
+        targets = jax.random.randint(key, TOKENS.shape, 0, VOCAB)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1).mean()
+
+    for seed in range(3):
+        np.testing.assert_allclose(loss(jax.random.key(seed)), np.log(VOCAB), rtol=0.02)
+
+
+def test_what_layers_add_is_scaled_by_their_number():
+    config = dataclasses.replace(LLAMA, layers=8)
+    params = jax.jit(decoder(config, VOCAB, LENGTH).init)(jax.random.key(0), TOKENS)["params"]
+    layer = params["layers_3"]
+    for kernel in layer["attention"]["out"]["kernel"], layer["feed_forward"]["down"]["kernel"]:
+        np.testing.assert_allclose(kernel.std(), 0.02 / 4, rtol=0.05)
+    np.testing.assert_allclose(layer["attention"]["query"]["kernel"].std(), 0.02, rtol=0.05)
+
+
+def test_layers_begin_unequal():
+    params = jax.jit(decoder(GPT2, VOCAB, LENGTH).init)(jax.random.key(0), TOKENS)["params"]
+    kernels = [params[f"layers_{i}"]["feed_forward"]["up"]["kernel"] for i in range(2)]
+    assert abs(np.corrcoef(*map(np.ravel, kernels))[0, 1]) < 0.05
+
+
+# --- what a position may see --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_information_from_the_future(name):
+    model = decoder(CONFIGS[name], VOCAB, LENGTH)
+    variables = drawn(model)
+    logits = applied(model, variables)
+    changed = TOKENS.at[:, 11:].set((TOKENS[:, 11:] + 1) % VOCAB)
+    after = applied(model, variables, changed)
+    np.testing.assert_array_equal(after[:, :11], logits[:, :11])
+    assert (jnp.abs(after[:, 11:] - logits[:, 11:]).max(axis=(0, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_of_the_past_counts(name):
+    model = decoder(CONFIGS[name], VOCAB, LENGTH)
+    variables = drawn(model)
+    change = applied(model, variables, TOKENS.at[:, 0].add(1)) - applied(model, variables)
+    assert (jnp.abs(change).max(axis=(0, 2)) > 1e-4).all()
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "none"])
+def test_order_counts_where_there_are_positions(positions):
+    """One layer, so that the last of the logits sees a set of tokens unless it is told where they stand."""
+    model = decoder(ModelConfig(1, 4, 64, positions=positions), VOCAB, LENGTH)
+    variables = drawn(model)
+    swapped = TOKENS.at[:, 1].set(TOKENS[:, 2]).at[:, 2].set(TOKENS[:, 1])
+    change = jnp.abs(applied(model, variables, swapped) - applied(model, variables))[:, -1].max()
+    assert change < 1e-5 if positions == "none" else change > 1e-4
+
+
+# --- the stack ----------------------------------------------------------------------------------
+
+
+def loss_and_grads(config, variables, dropout_key=None):
+    model = decoder(config, VOCAB, LENGTH)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(variables):
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return jnp.square(model.apply(variables, TOKENS, deterministic=dropout_key is None, rngs=rngs)).mean()
+
+    return loss(variables)
+
+
+def as_scanned(variables):
+    return {"params": stack_layers(variables["params"])}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_scanned_layers_equal_unrolled_ones(config, dropout):
+    config = dataclasses.replace(config, layers=3, dropout=dropout)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    variables = drawn(decoder(config, VOCAB, LENGTH))
+    key = jax.random.key(5) if dropout else None
+    value, grads = loss_and_grads(config, variables, key)
+    scanned_value, scanned_grads = loss_and_grads(scanned, as_scanned(variables), key)
+    np.testing.assert_allclose(scanned_value, value, rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())  # noqa: E731
+    jax.tree.map(close, scanned_grads, as_scanned(grads))
+
+
+def test_scanned_and_unrolled_parameters_are_the_same_numbers():
+    init = [jax.jit(decoder(c, VOCAB, LENGTH).init) for c in (LLAMA, CONFIGS["scanned"])]
+    unrolled, scanned = (f(jax.random.key(3), TOKENS)["params"] for f in init)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(unrolled), scanned)
+    jax.tree.map(np.testing.assert_array_equal, unrolled, unstack_layers(scanned))
+
+
+def test_layers_drop_different_things():
+    """With one key for all layers, two layers of equal parameters would drop the same features."""
+    config = dataclasses.replace(GPT2, dropout=0.5)
+    model = decoder(config, VOCAB, LENGTH)
+    params = drawn(model)["params"]
+    silent = jax.tree.map(
+        jnp.zeros_like, params
+    )  # each feed-forward layer adds its bias of ones, or drops it
+    for name in ("layers_0", "layers_1"):
+        silent[name]["feed_forward"]["down"]["bias"] = jnp.ones(64)
+    silent["norm"]["scale"] = jnp.ones(64)
+    silent["embedding"]["embedding"] = jnp.eye(VOCAB, 64)
+    rngs = {"dropout": jax.random.key(0)}
+    logits = model.apply({"params": silent}, TOKENS, deterministic=False, rngs=rngs)
+    # Sums of two independent masks take three values; of one mask twice, two. The embedding's own is one feature.
+    assert len(np.unique(np.round(logits[0, 0, :64], 4))) >= 3
+
+
+def test_dropout_is_off_by_default_and_follows_its_key():
+    model = decoder(dataclasses.replace(GPT2, dropout=0.5), VOCAB, LENGTH)
+    variables = drawn(model)
+    np.testing.assert_array_equal(applied(model, variables), applied(decoder(GPT2, VOCAB, LENGTH), variables))
+    drop = jax.jit(
+        lambda seed: model.apply(
+            variables, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(seed)}
+        )
+    )
+    np.testing.assert_array_equal(drop(0), drop(0))
+    assert jnp.abs(drop(0) - drop(1)).max() > 0.1
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
+    config = ModelConfig(8, 2, 32, dropout=0.1, scan_layers=scan_layers)
+    tokens = jnp.zeros((8, 64), jnp.int32)
+    key = jax.random.key(2)
+
+    def compiled(remat):
+        model = decoder(dataclasses.replace(config, remat=remat), VOCAB, 64)
+
+        def loss(variables):
+            return jnp.square(
+                model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})
+            ).mean()
+
+        variables = jax.jit(model.init)(jax.random.key(0), tokens)
+        return jax.jit(jax.grad(loss)).lower(variables).compile(), variables
+
+    (kept, variables), (recomputed, _) = compiled(False), compiled(True)
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (recomputed, kept)]
+    assert sizes[0] < 0.5 * sizes[1], sizes
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())  # noqa: E731
+    jax.tree.map(close, recomputed(variables), kept(variables))
+
+
+# --- types, limits, messages --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_stays_near_float32(name):
+    """bfloat16 has 8 bits: roundings of 0.4 % in each of some ten operations in a row."""
+    model = decoder(CONFIGS[name], VOCAB, LENGTH)
+    half = decoder(CONFIGS[name], VOCAB, LENGTH, jnp.bfloat16)
+    variables = drawn(model)
+    logits, rounded = applied(model, variables), applied(half, variables)
+    assert rounded.dtype == jnp.float32
+    assert all(
+        leaf.dtype == jnp.float32
+        for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), TOKENS))
+    )
+    error = jnp.abs(rounded - logits)
+    assert 0 < error.max() < 0.05 * jnp.abs(logits).max() and error.mean() < 0.01 * jnp.abs(logits).max()
+
+
+def test_soft_caps_bound():
+    model = decoder(dataclasses.replace(GPT2, soft_cap=0.5), VOCAB, LENGTH)
+    variables = drawn(model)
+    free = applied(decoder(GPT2, VOCAB, LENGTH), variables)
+    np.testing.assert_allclose(applied(model, variables), 0.5 * np.tanh(free / 0.5), rtol=1e-4, atol=1e-5)
+    assert jnp.abs(free).max() > 1
+    capped = decoder(dataclasses.replace(GPT2, attention_soft_cap=1e-6), VOCAB, LENGTH)
+    flat = jax.tree.map(lambda leaf: leaf, variables)
+    for layer in ("layers_0", "layers_1"):  # without keys all logits of the attention are 0
+        flat["params"][layer]["attention"]["key"] = jax.tree.map(
+            jnp.zeros_like, flat["params"][layer]["attention"]["key"]
+        )
+    np.testing.assert_allclose(
+        applied(capped, variables), applied(decoder(GPT2, VOCAB, LENGTH), flat), atol=1e-4
+    )
+
+
+REFUSED = {
+    "--model.heads 5 does not divide --model.dim 64; 4 or 8 would.": {"heads": 5, "dim": 64},
+    "--model.heads 3 does not divide --model.dim 4; 2 or 4 would.": {"heads": 3, "dim": 4},
+    "--model.kv-heads 3 does not divide --model.heads 4; 2 or 4 would.": {"kv_heads": 3},
+    "--model.kv-heads 8 does not divide --model.heads 4; 4 would.": {"kv_heads": 8},
+    "--model.layers 0 is below 1.": {"layers": 0},
+    "--model.mlp-dim -1 is below 0; 0 is the default.": {"mlp_dim": -1},
+    "--model.positions rotary needs heads of even width, not --model.dim 20 / --model.heads 4 = 5; --model.dim 24 "
+    "would do.": {"dim": 20, "positions": "rotary"},
+    "--model.dim 5 is odd, but --model.positions sinusoidal needs pairs; --model.dim 6 would do.": {
+        "dim": 5,
+        "heads": 1,
+        "positions": "sinusoidal",
+    },
+    "--model.dropout 1 is not in [0, 1); 0.1 is usual.": {"dropout": 1.0},
+    "--model.rotary-base 1 is not above 1; 10000 is usual.": {"rotary_base": 1.0},
+    "--model.eps 0 is not above 0; 1e-5 is usual.": {"eps": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_numbers_that_do_not_fit_are_refused(message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        ModelConfig(**REFUSED[message])
+
+
+def test_more_tokens_than_learned_positions_are_refused():
+    with pytest.raises(ConfigError, match="24 tokens do not fit the model's length 23"):
+        jax.eval_shape(decoder(GPT2, VOCAB, 23).init, jax.random.key(0), TOKENS)
+
+
+# --- parity with published models ---------------------------------------------------------------
+
+
+def numbers(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def test_gpt2_equals_huggingface():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=VOCAB, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=4)
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    body = theirs.transformer
+
+    def dense(layer, columns=slice(None)):
+        return {"kernel": numbers(layer.weight)[:, columns], "bias": numbers(layer.bias)[columns]}
+
+    def norm(layer):
+        return {"scale": numbers(layer.weight), "bias": numbers(layer.bias)}
+
+    params = {
+        "embedding": {"embedding": numbers(body.wte.weight)},
+        "positions": {"embedding": numbers(body.wpe.weight)},
+        "norm": norm(body.ln_f),
+    }
+    for i, block in enumerate(body.h):
+        q, k, v = (dense(block.attn.c_attn, slice(64 * n, 64 * n + 64)) for n in range(3))
+        params[f"layers_{i}"] = {
+            "attention_norm": norm(block.ln_1),
+            "attention": {"query": q, "key": k, "value": v, "out": dense(block.attn.c_proj)},
+            "feed_forward_norm": norm(block.ln_2),
+            "feed_forward": {"up": dense(block.mlp.c_fc), "down": dense(block.mlp.c_proj)},
+        }
+    logits = applied(decoder(GPT2, VOCAB, LENGTH), {"params": params})
+    with torch.no_grad():
+        expected = theirs(torch.tensor(np.asarray(TOKENS))).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_llama_equals_huggingface():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+    def dense(layer):
+        return {"kernel": numbers(layer.weight).T}
+
+    def norm(layer):
+        return {"scale": numbers(layer.weight)}
+
+    params = {
+        "embedding": {"embedding": numbers(theirs.model.embed_tokens.weight)},
+        "norm": norm(theirs.model.norm),
+        "readout": dense(theirs.lm_head),
+    }
+    for i, block in enumerate(theirs.model.layers):
+        attention, mlp = block.self_attn, block.mlp
+        params[f"layers_{i}"] = {
+            "attention_norm": norm(block.input_layernorm),
+            "attention": {
+                "query": dense(attention.q_proj),
+                "key": dense(attention.k_proj),
+                "value": dense(attention.v_proj),
+                "out": dense(attention.o_proj),
+            },
+            "feed_forward_norm": norm(block.post_attention_layernorm),
+            "feed_forward": {
+                "gate": dense(mlp.gate_proj),
+                "up": dense(mlp.up_proj),
+                "down": dense(mlp.down_proj),
+            },
+        }
+    logits = applied(decoder(LLAMA, VOCAB, LENGTH), {"params": params})
+    with torch.no_grad():
+        expected = theirs(torch.tensor(np.asarray(TOKENS))).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())

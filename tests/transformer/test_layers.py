@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxarch.transformer.layers import (
+    Dense,
+    Embedding,
+    FeedForward,
+    GatedFeedForward,
+    LayerNorm,
+    RMSNorm,
+    dense,
+    squared_relu,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(1.0, 2.0, size=(2, 3, 6))
+
+
+def drawn(module, *inputs):
+    """The module's output and parameters, each of which is random, so that none is lost in a 0 or a 1."""
+    params = module.init(jax.random.key(0), *inputs)["params"]
+    params = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), p.dtype), params)
+    return module.apply({"params": params}, *inputs), jax.tree.map(np.float64, params)
+
+
+def test_dense():
+    y, params = drawn(Dense(4, use_bias=True), jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(y, X @ params["kernel"] + params["bias"], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_dense():
+    """d sum(y * g): for x it is g W^T, for W the sum over all tokens of x^T g, for b the sum of g."""
+    w, b, g = RNG.normal(size=(6, 4)), RNG.normal(size=4), RNG.normal(size=(2, 3, 4))
+    args = [jnp.asarray(a, jnp.float32) for a in (X, w, b)]
+    dx, dw, db = jax.grad(lambda *args: (dense(*args) * g).sum(), argnums=(0, 1, 2))(*args)
+    np.testing.assert_allclose(dx, g @ w.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        dw, sum(np.outer(x, e) for x, e in zip(X.reshape(6, 6), g.reshape(6, 4))), rtol=1e-4
+    )
+    np.testing.assert_allclose(db, g.sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+def layer_norm(x, params, eps):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+    return x * params["scale"] + params.get("bias", 0.0)
+
+
+def rms_norm(x, params, eps):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * params["scale"]
+
+
+NORMS = {
+    "layer": (LayerNorm(), layer_norm, 1e-5),
+    "layer with bias": (LayerNorm(use_bias=True, eps=0.3), layer_norm, 0.3),
+    "rms": (RMSNorm(eps=0.3), rms_norm, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms(name):
+    module, definition, eps = NORMS[name]
+    y, params = drawn(module, jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(y, definition(X, params, eps), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm()])
+def test_norms_of_bfloat16_are_in_float32(module):
+    """256 features of 100 +- 1: their mean, their variance and even their sum are lost in bfloat16."""
+    x = jnp.asarray(RNG.normal(100, 1, size=(4, 256)), jnp.bfloat16)
+    params = module.init(jax.random.key(0), x)
+    assert jax.tree.leaves(params)[0].dtype == jnp.float32
+    y, wide = module.apply(params, x), module.apply(params, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, wide.astype(jnp.bfloat16))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_exact(x):
+    from scipy.special import erf
+
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+PLAIN = {
+    "gelu": (FeedForward(5, use_bias=True), gelu_tanh),
+    "exact gelu": (FeedForward(5, partial(jax.nn.gelu, approximate=False), use_bias=True), gelu_exact),
+    "relu2": (FeedForward(5, squared_relu, use_bias=True), lambda x: np.maximum(x, 0) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_feed_forward(name):
+    module, activation = PLAIN[name]
+    y, params = drawn(module, jnp.asarray(X, jnp.float32))
+    up, down = params["up"], params["down"]
+    expected = activation(X @ up["kernel"] + up["bias"]) @ down["kernel"] + down["bias"]
+    # float32 is good for 1e-6 of the largest, and the two forms of GELU differ by 1e-3.
+    np.testing.assert_allclose(y, expected, atol=1e-6 * np.abs(expected).max(), rtol=1e-5)
+
+
+def test_swiglu():
+    y, params = drawn(GatedFeedForward(5), jnp.asarray(X, jnp.float32))
+    gate = X @ params["gate"]["kernel"]
+    expected = (gate / (1 + np.exp(-gate)) * (X @ params["up"]["kernel"])) @ params["down"]["kernel"]
+    np.testing.assert_allclose(y, expected, atol=1e-6 * np.abs(expected).max(), rtol=1e-5)
+
+
+def test_embedding_looks_up_and_reads_out():
+    module = Embedding(7, 6, jnp.bfloat16)
+    rows, params = drawn(module, jnp.array([[3, 0, 3]]))
+    assert rows.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rows, jnp.asarray(params["embedding"][[[3, 0, 3]]], jnp.bfloat16))
+    table = jax.tree.map(jnp.float32, params)
+    products = module.apply({"params": table}, jnp.asarray(X, jnp.float32), method="attend")
+    np.testing.assert_allclose(products, X @ params["embedding"].T, rtol=1e-5, atol=1e-5)

@@ -67,7 +67,9 @@ def main() -> None:
         peer = None
         if arguments.peer:
             sizes = (arguments.layers, arguments.heads, arguments.dim, arguments.vocab)
-            peer = Peer(arguments.torch_python, "hugging_face", *sizes, arguments.batch, arguments.prompt, arguments.new)
+            peer = Peer(
+                arguments.torch_python, "hugging_face", *sizes, arguments.batch, arguments.prompt, arguments.new
+            )
             measures[peer.description] = peer.measure
         seconds = alternating(measures, arguments.rounds)
         if peer is not None:

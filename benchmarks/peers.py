@@ -13,7 +13,16 @@ from collections.abc import Callable
 
 
 def nanogpt(
-    checkout: str, layers: str, heads: str, dim: str, length: str, batch: str, vocab: str, precision: str, mode: str, steps: str
+    checkout: str,
+    layers: str,
+    heads: str,
+    dim: str,
+    length: str,
+    batch: str,
+    vocab: str,
+    precision: str,
+    mode: str,
+    steps: str,
 ) -> tuple[str, Callable[[], float]]:
     """nanoGPT's own model and optimiser from a checkout; seconds of a training step with clipping."""
     sys.path.insert(0, checkout)

@@ -48,7 +48,6 @@ class Arguments:
     output: Path = Path("results")
 
 
-
 SIZES = {"small": (4, 4, 128, 64, 12), "large": (6, 6, 384, 256, 16)}
 
 

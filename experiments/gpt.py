@@ -63,8 +63,8 @@ class Config:
     """held-out tokens that an evaluation reads at most"""
     prompt: str = "\n"
     """what the samples begin with"""
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
+    model: ModelConfig = ModelConfig(positions="rotary")
+    optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "length", "eval_tokens"):
@@ -110,9 +110,12 @@ def experiment(config: Config) -> Experiment:
     )
 
 
+# The published shapes, for an accelerator: a batch of half a million tokens in micro-batches.
+LARGE = OptimConfig(learning_rate=6e-4, beta2=0.95, warmup=700, accumulate=32)
 PRESETS = {
-    "gpt2": Config(model=gpt2(), length=1024, tokenizer="bpe", vocab_size=50257),
-    "llama": Config(model=llama(), length=2048, tokenizer="bpe", vocab_size=32768),
+    "nanogpt": Config(model=ModelConfig(), optim=OptimConfig()),  # nanoGPT's setting for CPU: learned positions, AdamW
+    "gpt2": Config(model=gpt2(), optim=LARGE, length=1024, batch_size=480, tokenizer="bpe", vocab_size=50257),
+    "llama": Config(model=llama(), optim=LARGE, length=2048, batch_size=256, tokenizer="bpe", vocab_size=32768),
 }
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ os.environ["JAXARCH_CACHE"] = SCRATCH.name
 jaxtyping.install_import_hook("jaxarch", "beartype.beartype")
 
 # The same examples every time: a failure seen once is seen again.
-hypothesis.settings.register_profile(
-    "jaxarch", derandomize=True, max_examples=20, deadline=None, database=None
-)
+hypothesis.settings.register_profile("jaxarch", derandomize=True, max_examples=20, deadline=None, database=None)
 hypothesis.settings.load_profile("jaxarch")
 
 STARTED = time.monotonic()

@@ -6,9 +6,10 @@ from typing import Literal
 
 from jaxtyping import Array, Float, Int
 
+from jaxarch.attention.blocks import blocks_attention
 from jaxarch.attention.dense import dense_attention
 
-Implementation = Literal["auto", "dense"]
+Implementation = Literal["auto", "dense", "blocks"]
 
 
 def attention(
@@ -37,10 +38,18 @@ def attention(
     bias: added to the logits; finite.
     soft_cap: logits become soft_cap * tanh(logits / soft_cap), before bias and mask (Gemma 2, 2024, sec. 2).
     scale: of the logits; dim ** -0.5 where None.
-    implementation: dense holds all [batch, heads, length, keys] weights; auto takes the fastest that applies.
+    implementation: dense holds all [batch, heads, length, keys] weights and has every option; blocks is for causal
+        self-attention with none of the others, and leaves out the products that the mask would drop; auto takes
+        blocks where it can.
 
-    Raises ValueError where the key heads do not divide the query heads.
+    Raises ValueError where the key heads do not divide the query heads, or blocks lacks an option.
     """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{k.shape[2]} heads of keys do not divide {q.shape[2]} heads of queries.")
+    plain = isinstance(q_offset, int) and q_offset == 0 and q.shape[1] == k.shape[1]
+    plain = causal and plain and all(option is None for option in (kv_start, kv_length, bias, soft_cap))
+    if implementation == "blocks" and not plain:
+        raise ValueError("blocks is causal self-attention with no other option than scale; dense has all of them.")
+    if plain and implementation != "dense":
+        return blocks_attention(q, k, v, scale)
     return dense_attention(q, k, v, causal, q_offset, kv_start, kv_length, bias, soft_cap, scale)

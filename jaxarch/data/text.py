@@ -180,9 +180,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxarch"
 
 
-def _tokenizer(
-    name: str, corpus: Corpus, vocab_size: int, cache: Path, say: Callable[[str], None]
-) -> Tokenizer:
+def _tokenizer(name: str, corpus: Corpus, vocab_size: int, cache: Path, say: Callable[[str], None]) -> Tokenizer:
     """The tokeniser of that name or file; what it learns from the corpus is learned once and cached."""
     if name == "byte":
         return Bytes()

@@ -57,7 +57,9 @@ class Checkpoints:
         items = args.Composite(tree=args.StandardSave(tree), info=args.JsonSave(info))
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # its threads print what they raise as well
-                self._manager.save(step, args=items, metrics=None if monitor is None else {"monitor": monitor}, force=True)
+                self._manager.save(
+                    step, args=items, metrics=None if monitor is None else {"monitor": monitor}, force=True
+                )
             write_checksums(self.folder / str(step))
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
             before = [earlier for earlier in self.steps() if earlier != step]

@@ -74,9 +74,7 @@ class Options:
             raise ConfigError(f"--name {self.name!r} cannot name a folder; use letters, digits, - and _.")
 
 
-def main(
-    experiment: Callable[[Any], Experiment], config: type, presets: Mapping[str, Any] | None = None
-) -> None:
+def main(experiment: Callable[[Any], Experiment], config: type, presets: Mapping[str, Any] | None = None) -> None:
     """Runs the experiment as the command line says, and exits: 0 done, 1 failed, 2 usage, 130 or 143 stopped.
 
     presets: named configurations, chosen by the first word of the command line.
@@ -156,7 +154,9 @@ def parsed(program: str, description: str, config: Any, options: Options, argume
         ("options", Annotated[Options, tyro.conf.arg(name=""), tyro.conf.UseAppendAction]),
     ]
     command = dataclasses.make_dataclass("Command", fields, frozen=True)
-    return parsed_or_usage(command, f"python -m experiments.{program}", description, arguments, command(config, options))
+    return parsed_or_usage(
+        command, f"python -m experiments.{program}", description, arguments, command(config, options)
+    )
 
 
 def parsed_or_usage(
@@ -282,9 +282,7 @@ def prepare(program: str, module: str, config: Any, options: Options, saved: dic
     folder = options.runs / program / name
     if saved is None:
         if folder.exists():
-            raise ConfigError(
-                f"the run {folder} exists; go on with it by --resume, or choose another --name."
-            )
+            raise ConfigError(f"the run {folder} exists; go on with it by --resume, or choose another --name.")
         return folder
     if saved["module"] != module:
         raise ConfigError(f"--resume: {folder} is a run of {saved['module']}, not of {module}.")
@@ -385,9 +383,7 @@ def run(
     show(folder, console, result)
 
 
-def begin(
-    programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]
-) -> Reached:
+def begin(programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]) -> Reached:
     """The newest whole checkpoint, or the beginning."""
     sums = programs.sums(first_batch(programs.experiment))
     shapes = Carry(programs.state_shape, jax.eval_shape(lambda: sums))
@@ -458,7 +454,8 @@ def heading(program: str, folder: Path, programs: Programs, parameters: int, ste
     start = f"from step {step} " if step else ""
     return (
         f"{program}: {parameters:,} parameters, {start}to step {plan.stop}{several}, in {folder}\n"
-        f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s); compiler options: {options or 'default'}"
+        f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s); "
+        f"compiler options: {options or 'default'}"
     )
 
 

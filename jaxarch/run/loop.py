@@ -250,7 +250,9 @@ class Run:
             if number not in self.dead:
                 self.dead[number] = step, what
                 if len(members) > 1:
-                    self.console.line(f"{named(members[number])}: {what} is not finite at step {step}; left out from here")
+                    self.console.line(
+                        f"{named(members[number])}: {what} is not finite at step {step}; left out from here"
+                    )
         if not self._living():
             raise RunError(divergence(min(self.dead.values()), len(members), self.checkpoints.steps()))
 

@@ -190,7 +190,9 @@ def _curves(axes: Any, log: list[dict[str, Any]], name: str) -> None:
         steps = [line["step"] for line in own]
         label = " ".join([name, *(f"{key}={value:g}" for key, value in point)])
         marker = "o" if len(own) < 25 else None
-        (curve,) = axes.plot(steps, [line[name] for line in own], label=label, linewidth=1.2, marker=marker, markersize=3)
+        (curve,) = axes.plot(
+            steps, [line[name] for line in own], label=label, linewidth=1.2, marker=marker, markersize=3
+        )
         if f"{name}/low" in own[0]:
             low, high = ([line.get(f"{name}/{end}", math.nan) for line in own] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=curve.get_color(), alpha=0.2)
@@ -201,5 +203,3 @@ def summary(line: dict[str, Any], most: int = 4) -> str:
     parts = [f"{key}={value:g}" for key, value in line.get("sweep", {}).items()]
     parts += [f"{name} {line[name]:.4g}" for name in line if name.count("/") == 1][:most]
     return "  ".join(parts)
-
-

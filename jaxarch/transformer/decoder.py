@@ -80,9 +80,7 @@ class ModelConfig:
                 raise ConfigError(f"--model.{option} {getattr(self, name):g} is below 0; 0 is the default.")
         if self.dim % self.heads:
             near = _near_divisors(self.dim, self.heads)
-            raise ConfigError(
-                f"--model.heads {self.heads} does not divide --model.dim {self.dim}; {near} would."
-            )
+            raise ConfigError(f"--model.heads {self.heads} does not divide --model.dim {self.dim}; {near} would.")
         if self.kv_heads and self.heads % self.kv_heads:
             near = _near_divisors(self.heads, self.kv_heads)
             raise ConfigError(
@@ -125,9 +123,7 @@ def gpt2(layers: int = 12, heads: int = 12, dim: int = 768) -> ModelConfig:
 
 def llama(layers: int = 32, heads: int = 32, dim: int = 4096, kv_heads: int = 0) -> ModelConfig:
     """Touvron et al. 2023: RMSNorm, SwiGLU, rotary positions, free output; by default the 7 billion."""
-    return ModelConfig(
-        layers, heads, dim, kv_heads, mlp="swiglu", norm="rms", positions="rotary", tied=False, eps=1e-6
-    )
+    return ModelConfig(layers, heads, dim, kv_heads, mlp="swiglu", norm="rms", positions="rotary", tied=False, eps=1e-6)
 
 
 class Block(nn.Module):
@@ -148,9 +144,7 @@ class Block(nn.Module):
         start: Int[Array, "batch"] | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "batch length dim"], KeyValues | None]:
-        y, past = self.attention(name="attention")(
-            self.norm(name="attention_norm")(x), positions, past, index, start
-        )
+        y, past = self.attention(name="attention")(self.norm(name="attention_norm")(x), positions, past, index, start)
         x = x + nn.Dropout(self.dropout)(y, deterministic)
         y = self.feed_forward(name="feed_forward")(self.norm(name="feed_forward_norm")(x))
         return x + nn.Dropout(self.dropout)(y, deterministic), past
@@ -260,9 +254,7 @@ class Decoder(nn.Module):
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of rows whose first real token will stand in slot `start`."""
         c = self.config
-        return empty_cache(
-            c.layers, slots, c.kv_heads or c.heads, c.head_dim, self.dtype, start, stacked=c.scan_layers
-        )
+        return empty_cache(c.layers, slots, c.kv_heads or c.heads, c.head_dim, self.dtype, start, stacked=c.scan_layers)
 
 
 def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp.float32) -> Decoder:

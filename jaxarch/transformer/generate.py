@@ -1,7 +1,7 @@
 """Text from a finished run of a decoder; its data is not needed.
 
-    python -m jaxarch.transformer.generate runs/gpt/demo --prompt "The "
-    python -m jaxarch.transformer.generate runs/gpt/demo --tokens 500 --temperature 0.7 --top-k 40 --count 3
+python -m jaxarch.transformer.generate runs/gpt/demo --prompt "The "
+python -m jaxarch.transformer.generate runs/gpt/demo --tokens 500 --temperature 0.7 --top-k 40 --count 3
 """
 
 from __future__ import annotations

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def sinusoidal(
-    positions: Int[Array, "*batch"], dim: int, base: float = 10000.0
-) -> Float[Array, "*batch {dim}"]:
+def sinusoidal(positions: Int[Array, "*batch"], dim: int, base: float = 10000.0) -> Float[Array, "*batch {dim}"]:
     """sin and cos of the position at `dim / 2` wavelengths, interleaved (Vaswani et al. 2017, sec. 3.5).
 
     dim: even.

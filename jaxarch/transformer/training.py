@@ -100,7 +100,9 @@ def schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
     warmup = min(optim.warmup, max(steps - 1, 0))
     rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
     if optim.schedule == "cosine":
-        return optax.join_schedules([rise, optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), optim.final)], [warmup])
+        return optax.join_schedules(
+            [rise, optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), optim.final)], [warmup]
+        )
     decay = max(steps // 5, 1)
     stable = max(steps - decay, warmup)
     fall = optax.linear_schedule(1.0, optim.final, decay)

@@ -9,9 +9,7 @@ from jax.test_util import check_grads
 from jaxarch.attention import attention
 
 
-def definition(
-    q, k, v, causal=False, q_offset=0, kv_start=None, kv_length=None, bias=None, soft_cap=None, scale=None
-):
+def definition(q, k, v, causal=False, q_offset=0, kv_start=None, kv_length=None, bias=None, soft_cap=None, scale=None):
     """Query by query, over the list of keys that it sees, in float64."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     (batch, length, heads, dim), keys, group = q.shape, k.shape[1], q.shape[2] // k.shape[2]
@@ -108,9 +106,7 @@ def test_what_lies_outside_the_range_does_not_leak(poison):
 
     @jax.jit
     def out_and_grads(filling):
-        outside = (jnp.arange(7) < RANGES["kv_start"][:, None]) | (
-            jnp.arange(7) >= RANGES["kv_length"][:, None]
-        )
+        outside = (jnp.arange(7) < RANGES["kv_start"][:, None]) | (jnp.arange(7) >= RANGES["kv_length"][:, None])
         filled = [jnp.where(outside[:, :, None, None], filling, a) for a in (k, v)]
 
         def energy(q, k, v):
@@ -147,9 +143,7 @@ def test_softmax_of_bfloat16_is_in_float32():
     q = q * 10
     out = attention(q, k, v, causal=True)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        np.asarray(out, np.float64), definition(q, k, v, causal=True), rtol=0.01, atol=0.01
-    )
+    np.testing.assert_allclose(np.asarray(out, np.float64), definition(q, k, v, causal=True), rtol=0.01, atol=0.01)
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -99,7 +99,13 @@ def test_the_command_line_on_the_default_text(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "gpt" / "a"
     first, *_, last = log(folder)
-    assert abs(first["val/loss"] - np.log(len(json.loads((folder / "assets" / "tokenizer.json").read_text())["characters"]))) < 0.1
+    assert (
+        abs(
+            first["val/loss"]
+            - np.log(len(json.loads((folder / "assets" / "tokenizer.json").read_text())["characters"]))
+        )
+        < 0.1
+    )
     assert last["val/loss"] < first["val/loss"] - 0.2
     assert (folder / "samples" / "0000030" / "samples.txt").stat().st_size > 100
     generate = [sys.executable, "-m", "jaxarch.transformer.generate", str(folder), "--prompt", "The", "--tokens", "40"]
@@ -112,8 +118,31 @@ def test_the_command_line_on_the_default_text(tmp_path):
 
 def test_help_lists_the_options_that_scripts_rely_on():
     shown = subprocess.run([sys.executable, "-m", "experiments.gpt", "--help"], capture_output=True, text=True).stdout
-    for option in "steps stop-at seed data-seed name runs resume init-from eval-every checkpoint-every scan replicas sweep \
-        log profile data batch-size precision length model.layers model.heads model.dim optim.learning-rate".split():
+    for option in [
+        "steps",
+        "stop-at",
+        "seed",
+        "data-seed",
+        "name",
+        "runs",
+        "resume",
+        "init-from",
+        "eval-every",
+        "checkpoint-every",
+        "scan",
+        "replicas",
+        "sweep",
+        "log",
+        "profile",
+        "data",
+        "batch-size",
+        "precision",
+        "length",
+        "model.layers",
+        "model.heads",
+        "model.dim",
+        "optim.learning-rate",
+    ]:
         assert f"--{option}" in shown, option
 
 

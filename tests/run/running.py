@@ -28,7 +28,9 @@ def exit_code(module: ModuleType, *arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["program", *map(str, arguments)])
         try:
-            main(module.experiment, module.Config, {"wide": module.Config(dim=7)} if "line" in module.__name__ else None)
+            main(
+                module.experiment, module.Config, {"wide": module.Config(dim=7)} if "line" in module.__name__ else None
+            )
         except SystemExit as exit_:
             return int(exit_.code or 0)
     return 0
@@ -51,6 +53,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """The newest state of a run, leaf by leaf."""
+
     def plain(leaf: Any) -> np.ndarray:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)

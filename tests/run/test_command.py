@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxarch.run.command import changes, from_json, to_json, value_of
-from jaxarch.run.command import Options
+from jaxarch.run.command import Options, changes, from_json, to_json, value_of
 from jaxarch.run.load import load
 from jaxarch.run.protocol import ConfigError
 from tests.run.running import arrays, exit_code, log, run
@@ -107,7 +106,9 @@ def test_a_diverged_member_is_named_and_the_others_go_on(tmp_path, capsys):
     assert last[0]["sweep"] == {"learning_rate": 0.05} and last[0]["alive"] == 2 and last[0]["val/loss"] < 0.1
     assert last[1]["alive"] == 0 and "val/loss" not in last[1]
     run(line, tmp_path, "--steps", 60, name="alone")
-    np.testing.assert_allclose(last[0]["val/loss/replicas"][0], log(tmp_path / "line" / "alone")[-1]["val/loss"], rtol=1e-3)
+    np.testing.assert_allclose(
+        last[0]["val/loss/replicas"][0], log(tmp_path / "line" / "alone")[-1]["val/loss"], rtol=1e-3
+    )
 
 
 def test_all_members_diverged_ends_the_run(tmp_path, capsys):
@@ -128,7 +129,9 @@ def test_weights_of_another_run(tmp_path, capsys):
 def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, capsys):
     whole = run(line, tmp_path, name="whole")
     folder = run(line, tmp_path, "--stop-at", 40)
-    newest = max((path for path in (folder / "checkpoints" / "40").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    newest = max(
+        (path for path in (folder / "checkpoints" / "40").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
     newest.write_bytes(newest.read_bytes()[:10])
     capsys.readouterr()
     run(line, tmp_path, "--resume")

@@ -17,7 +17,6 @@ from jaxarch.run.protocol import ConfigError, Mean
 from tests.run.running import after
 from tests.run.sketches import gan, line, loaded, tabular
 
-
 MODULES = pytest.mark.parametrize("module", [line, gan, tabular], ids=["line", "gan", "tabular"])
 
 
@@ -81,7 +80,11 @@ def test_metrics_of_unequal_counts_are_weighted():
     def step(state, batch, index):
         count = jnp.where(index == 0, 1.0, 3.0)
         nothing = Mean(jnp.zeros(()), jnp.zeros(()))
-        return state, {"a": Mean(jnp.where(index == 0, 4.0, 8.0) * count, count), "b": jnp.float32(index), "none": nothing}
+        return state, {
+            "a": Mean(jnp.where(index == 0, 4.0, 8.0) * count, count),
+            "b": jnp.float32(index),
+            "none": nothing,
+        }
 
     experiment = tabular.experiment(tabular.Config())._replace(step=step)
     _, carry = after(experiment, [Member(0, {})], 2)

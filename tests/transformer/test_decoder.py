@@ -158,9 +158,7 @@ def test_layers_drop_different_things():
     config = dataclasses.replace(GPT2, dropout=0.5)
     model = decoder(config, VOCAB, LENGTH)
     params = drawn(model)["params"]
-    silent = jax.tree.map(
-        jnp.zeros_like, params
-    )  # each feed-forward layer adds its bias of ones, or drops it
+    silent = jax.tree.map(jnp.zeros_like, params)  # each feed-forward layer adds its bias of ones, or drops it
     for name in ("layers_0", "layers_1"):
         silent[name]["feed_forward"]["down"]["bias"] = jnp.ones(64)
     silent["norm"]["scale"] = jnp.ones(64)
@@ -176,9 +174,7 @@ def test_dropout_is_off_by_default_and_follows_its_key():
     variables = drawn(model)
     np.testing.assert_array_equal(applied(model, variables), applied(decoder(GPT2, VOCAB, LENGTH), variables))
     drop = jax.jit(
-        lambda seed: model.apply(
-            variables, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(seed)}
-        )
+        lambda seed: model.apply(variables, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(seed)})
     )
     np.testing.assert_array_equal(drop(0), drop(0))
     assert jnp.abs(drop(0) - drop(1)).max() > 0.1
@@ -194,9 +190,7 @@ def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
         model = decoder(dataclasses.replace(config, remat=remat), VOCAB, 64)
 
         def loss(variables):
-            return jnp.square(
-                model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})
-            ).mean()
+            return jnp.square(model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})).mean()
 
         variables = jax.jit(model.init)(jax.random.key(0), tokens)
         return jax.jit(jax.grad(loss)).lower(variables).compile(), variables
@@ -220,8 +214,7 @@ def test_bfloat16_stays_near_float32(name):
     logits, rounded = applied(model, variables), applied(half, variables)
     assert rounded.dtype == jnp.float32
     assert all(
-        leaf.dtype == jnp.float32
-        for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), TOKENS))
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), TOKENS))
     )
     error = jnp.abs(rounded - logits)
     assert 0 < error.max() < 0.05 * jnp.abs(logits).max() and error.mean() < 0.01 * jnp.abs(logits).max()
@@ -239,9 +232,7 @@ def test_soft_caps_bound():
         flat["params"][layer]["attention"]["key"] = jax.tree.map(
             jnp.zeros_like, flat["params"][layer]["attention"]["key"]
         )
-    np.testing.assert_allclose(
-        applied(capped, variables), applied(decoder(GPT2, VOCAB, LENGTH), flat), atol=1e-4
-    )
+    np.testing.assert_allclose(applied(capped, variables), applied(decoder(GPT2, VOCAB, LENGTH), flat), atol=1e-4)
 
 
 REFUSED = {

@@ -34,9 +34,7 @@ def drawn(config, length=LENGTH):
     model = decoder(config, VOCAB, length)
     leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
     rng = np.random.default_rng(0)
-    return model, tree.unflatten(
-        [leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves]
-    )
+    return model, tree.unflatten([leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves])
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +60,7 @@ def test_prefill_and_steps_equal_the_full_forward(positions, scan_layers):
     full = jax.jit(model.apply)(variables, rows)
 
     one = jax.jit(lambda tokens, cache: step(model, variables, tokens, cache))
-    logits, cache = jax.jit(lambda prompts: prefill(model, variables, prompts, LENGTH))(
-        left_pad(PROMPTS, pad=7)
-    )
+    logits, cache = jax.jit(lambda prompts: prefill(model, variables, prompts, LENGTH))(left_pad(PROMPTS, pad=7))
     for t in range(NEW + 1):
         expected = [full[b, len(prompt) - 1 + t] for b, prompt in enumerate(PROMPTS)]
         np.testing.assert_allclose(logits, jnp.stack(expected), rtol=1e-4, atol=1e-4)
@@ -90,10 +86,7 @@ def test_generate_is_the_loop_of_full_forwards(learned):
 
 def test_the_same_key_gives_the_same_text(learned):
     model, variables = learned
-    texts = [
-        generate(model, variables, left_pad(PROMPTS), NEW, jax.random.key(seed), sampling())
-        for seed in (0, 0, 1)
-    ]
+    texts = [generate(model, variables, left_pad(PROMPTS), NEW, jax.random.key(seed), sampling()) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert (texts[0] != texts[2]).any()
     assert sampling(0.8, top_k=3) is sampling(0.8, top_k=3), "or each call would compile anew"
@@ -140,9 +133,7 @@ def test_left_pad():
 def test_what_does_not_fit_is_refused(learned):
     model, variables = learned
     prompts, key = left_pad(PROMPTS), jax.random.key(0)
-    with pytest.raises(
-        ConfigError, match="6 tokens and 5 new ones do not fit the model's length 10; 4 new ones would"
-    ):
+    with pytest.raises(ConfigError, match="6 tokens and 5 new ones do not fit the model's length 10; 4 new ones would"):
         generate(model, variables, prompts, 5, key)
     with pytest.raises(ConfigError, match="only a shorter prompt would"):
         generate(model, variables, left_pad([list(range(10))]), 1, key)

@@ -15,6 +15,7 @@ from jaxarch.transformer.layers import (
     LayerNorm,
     RMSNorm,
     dense,
+    gelu,
     squared_relu,
 )
 
@@ -40,9 +41,7 @@ def test_gradients_of_dense():
     args = [jnp.asarray(a, jnp.float32) for a in (X, w, b)]
     dx, dw, db = jax.grad(lambda *args: (dense(*args) * g).sum(), argnums=(0, 1, 2))(*args)
     np.testing.assert_allclose(dx, g @ w.T, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        dw, sum(np.outer(x, e) for x, e in zip(X.reshape(6, 6), g.reshape(6, 4))), rtol=1e-4
-    )
+    np.testing.assert_allclose(dw, sum(np.outer(x, e) for x, e in zip(X.reshape(6, 6), g.reshape(6, 4))), rtol=1e-4)
     np.testing.assert_allclose(db, g.sum((0, 1)), rtol=1e-5, atol=1e-5)
 
 
@@ -122,3 +121,14 @@ def test_embedding_looks_up_and_reads_out():
     table = jax.tree.map(jnp.float32, params)
     products = module.apply({"params": table}, jnp.asarray(X, jnp.float32), method="attend")
     np.testing.assert_allclose(products, X @ params["embedding"].T, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_has_its_derivatives():
+    """Value, first and second derivative against autodiff of the formula, in float64."""
+    with jax.enable_x64(True):
+        x = jnp.linspace(-6, 6, 101)
+        plain = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
+        for own, expected in [(gelu, plain), (jax.grad(gelu), jax.grad(plain))]:
+            np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(expected)(x), rtol=1e-12, atol=1e-12)
+        second, expected = jax.grad(jax.grad(gelu)), jax.grad(jax.grad(plain))
+        np.testing.assert_allclose(jax.vmap(second)(x), jax.vmap(expected)(x), rtol=1e-10, atol=1e-10)

@@ -33,7 +33,14 @@ def batch_of(rows: int, seed: int = 0, weights: np.ndarray | None = None) -> Tok
     return Tokens(tokens[:, :-1], tokens[:, 1:], weights)
 
 
-def trained(optim: OptimConfig, batch: Tokens, steps: int, total: int | None = None, model: ModelConfig = MODEL, dtype=jnp.float32):
+def trained(
+    optim: OptimConfig,
+    batch: Tokens,
+    steps: int,
+    total: int | None = None,
+    model: ModelConfig = MODEL,
+    dtype=jnp.float32,
+):
     """The metrics of the last of some steps on one batch, and the state after it."""
     network = decoder(model, VOCAB, LENGTH, dtype)
     hypers = jax.tree.map(jnp.float32, Hypers(optim.learning_rate, optim.weight_decay))

@@ -70,7 +70,9 @@ def experiment(config: Config) -> Experiment:
         ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.ema, params)
         # A lazily computed penalty: of weight 0 where it is not due, so that its mean is right.
         lazy = jax.lax.cond(
-            index % 4 == 0, lambda: Mean(loss, jnp.ones_like(loss)), lambda: Mean(jnp.zeros_like(loss), jnp.zeros_like(loss))
+            index % 4 == 0,
+            lambda: Mean(loss, jnp.ones_like(loss)),
+            lambda: Mean(jnp.zeros_like(loss), jnp.zeros_like(loss)),
         )
         count = jnp.full_like(loss, len(y))
         return state.replace(params=params, ema=ema), {"train/loss": Mean(loss * count, count), "train/lazy": lazy}
@@ -83,9 +85,7 @@ def experiment(config: Config) -> Experiment:
         return {"val/largest": state.params["w"].max()}
 
     data = grain.MapDataset.source(examples).seed(0).shuffle().repeat()
-    return Experiment(
-        init, step, evaluate, data, config.batch_size, report, hypers=Hypers(), weights=("params", "ema")
-    )
+    return Experiment(init, step, evaluate, data, config.batch_size, report, hypers=Hypers(), weights=("params", "ema"))
 
 
 if __name__ == "__main__":

@@ -118,31 +118,11 @@ def test_the_command_line_on_the_default_text(tmp_path):
 
 def test_help_lists_the_options_that_scripts_rely_on():
     shown = subprocess.run([sys.executable, "-m", "experiments.gpt", "--help"], capture_output=True, text=True).stdout
-    for option in [
-        "steps",
-        "stop-at",
-        "seed",
-        "data-seed",
-        "name",
-        "runs",
-        "resume",
-        "init-from",
-        "eval-every",
-        "checkpoint-every",
-        "scan",
-        "replicas",
-        "sweep",
-        "log",
-        "profile",
-        "data",
-        "batch-size",
-        "precision",
-        "length",
-        "model.layers",
-        "model.heads",
-        "model.dim",
-        "optim.learning-rate",
-    ]:
+    shared = (
+        "steps stop-at seed data-seed name runs resume init-from eval-every checkpoint-every scan replicas sweep log"
+    )
+    own = "data batch-size precision profile length model.layers model.heads model.dim optim.learning-rate"
+    for option in f"{shared} {own}".split():
         assert f"--{option}" in shown, option
 
 

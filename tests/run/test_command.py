@@ -164,7 +164,7 @@ def test_the_command_line_end_to_end(tmp_path):
     assert list((folder / "profile").rglob("*.json.gz"))
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 60 and result["parameters"] == 7 and result["devices"] == 1 and result["seconds"] > 0
-    experiment, config, state = load(folder)
+    _, config, state = load(folder)
     assert config == line.Config(dim=7) and state.params["w"].shape == (7,)
     for verb in ("evaluate", "report"):
         used = subprocess.run([sys.executable, "-m", "jaxarch.run", verb, str(folder)], capture_output=True, text=True)

@@ -108,7 +108,7 @@ def test_weights_read_in_init_are_not_baked_into_the_program(tmp_path):
         programs, carry = after(experiment, grid, 0)
         np.testing.assert_array_equal(programs.member(carry.state, 0).params["w"], weights)
         assert len(programs._compiled["init"].as_text()) < 20_000
-    pure, constants, _ = closed(experiment.init, jax.random.key(0), experiment.hypers)
+    constants = closed(experiment.init, jax.random.key(0), experiment.hypers).constants
     assert [constant.shape for constant in constants] == [(64, 1000)]
 
 

@@ -96,7 +96,7 @@ def test_only_matrices_decay():
     _, start = trained(optim, batch, 0, total=100, model=ModelConfig(layers=1, heads=2, dim=16, bias=True))
     _, end = trained(optim, batch, 1, total=100, model=ModelConfig(layers=1, heads=2, dim=16, bias=True))
     matrices = is_matrix(start.params)
-    assert {leaf for leaf in jax.tree.leaves(matrices)} == {True, False}
+    assert set(jax.tree.leaves(matrices)) == {True, False}
 
     def check(matrix: bool, before: jax.Array, now: jax.Array) -> None:
         np.testing.assert_allclose(now, before * (0.95 if matrix else 1.0), rtol=1e-5)

@@ -6,7 +6,7 @@
     python -m jaxarch.transformer.generate runs/gpt/NAME --prompt "Once"
 
 Data: `--data` a file, a folder or a glob of UTF-8 text or JSONL; by default the manual of Python's own
-language (`pydoc_data.topics`, 465 kB of English prose from the standard library).
+language (`pydoc_data.topics` of the standard library: about 400 kB of English prose, what it says twice left out).
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Config:
         for name in ("steps", "batch_size", "length", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        if self.data_seed < 0:
+            raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
         if self.batch_size % self.optim.accumulate:
             raise ConfigError(
                 f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float32, Int32, Integer
 
 from jaxarch.data.corpus import Corpus, Piece, Split, open_corpus
 from jaxarch.data.tokenization import Bytes, Tokenizer, characters_of, load_tokenizer, train_bpe
+from jaxarch.run.backend import cache_folder
 from jaxarch.run.protocol import ConfigError
 
 if TYPE_CHECKING:
@@ -171,13 +171,6 @@ def windows(tokens: Integer[np.ndarray, " tokens"], length: int) -> Tokens:
     padded[0, :targets], padded[1, :targets] = tokens[:-1], tokens[1:]
     weights = (np.arange(shape[0] * length) < targets).astype(np.float32)
     return Tokens(padded[0].reshape(shape), padded[1].reshape(shape), weights.reshape(shape))
-
-
-def cache_folder() -> Path:
-    """$JAXARCH_CACHE, or jaxarch in $XDG_CACHE_HOME, or ~/.cache/jaxarch."""
-    if chosen := os.environ.get("JAXARCH_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxarch"
 
 
 def _tokenizer(name: str, corpus: Corpus, vocab_size: int, cache: Path, say: Callable[[str], None]) -> Tokenizer:

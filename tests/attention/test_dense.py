@@ -50,6 +50,10 @@ CASES = {
     "scaled": ({}, {"scale": 0.9}),
     "biased": ({"keys": 7}, {"bias": jnp.asarray(BIAS)}),
     "ranges": ({"keys": 7, "kv_heads": 2}, RANGES),
+    "one query over a cache": (
+        {"length": 1, "keys": 7, "kv_heads": 2, "width": 3},
+        {"causal": True, "q_offset": 4, "soft_cap": 2.0, **RANGES},
+    ),
     "everything": (
         {"keys": 7, "kv_heads": 2, "width": 3},
         {"causal": True, "q_offset": 1, "bias": jnp.asarray(BIAS), "soft_cap": 2.0, "scale": 0.5, **RANGES},
@@ -57,11 +61,12 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("implementation", ["dense", "auto"])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_definition(name):
+def test_equals_the_definition(name, implementation):
     shapes, options = CASES[name]
     q, k, v = arrays(**shapes)
-    out = jax.jit(lambda *qkv: attention(*qkv, **options))(q, k, v)
+    out = jax.jit(lambda *qkv: attention(*qkv, **options, implementation=implementation))(q, k, v)
     np.testing.assert_allclose(out, definition(q, k, v, **options), rtol=1e-5, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama, stack_layers, unstack_layers
 
@@ -35,11 +36,11 @@ CONFIGS = {
 }
 
 
-def drawn(model, seed=0):
+def drawn(model):
     """Variables with nothing at 0 or 1, so that no part is without effect (a read-out begins at 0)."""
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0), TOKENS))
-    rng = np.random.default_rng(seed)
-    return tree.unflatten([leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves])
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.1, leaf.shape), leaf.dtype), shapes)
 
 
 def applied(model, variables, tokens=TOKENS):
@@ -51,33 +52,42 @@ def applied(model, variables, tokens=TOKENS):
 WIDE = gpt2(2, 4, 384)  # where a tied read-out of standard deviation 0.02 begins 4 % above log V
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("config", [GPT2, LLAMA, MIXED, WIDE], ids=["gpt2", "llama", "mixed", "wide"])
-def test_the_loss_begins_at_log_vocab(config, tied):
-    model = decoder(dataclasses.replace(config, tied=tied), VOCAB, LENGTH)
+STARTS = {
+    "gpt2": GPT2,
+    "gpt2 free": dataclasses.replace(GPT2, tied=False),
+    "llama": LLAMA,
+    "llama tied": dataclasses.replace(LLAMA, tied=True),
+    "mixed": MIXED,
+    "wide": WIDE,
+}
 
-    @jax.jit
-    def loss(key):
-        logits = model.apply(model.init(key, TOKENS), TOKENS)
-        targets = jax.random.randint(key, TOKENS.shape, 0, VOCAB)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1).mean()
 
+@pytest.mark.parametrize("name", STARTS)
+def test_the_loss_begins_at_log_vocab(name):
+    model = decoder(STARTS[name], VOCAB, LENGTH)
+    # Two programs: in one, the read-out's zeros are a constant, whose product jax 0.11.2 gets wrong on CPU.
+    init, apply = jax.jit(model.init), jax.jit(model.apply)
     for seed in range(3):
-        np.testing.assert_allclose(loss(jax.random.key(seed)), np.log(VOCAB), rtol=0.02)
+        logits = apply(init(jax.random.key(seed), TOKENS), TOKENS)
+        targets = np.random.default_rng(seed).integers(0, VOCAB, size=(*TOKENS.shape, 1))
+        loss = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets, axis=-1).mean()
+        np.testing.assert_allclose(loss, np.log(VOCAB), rtol=0.02)
 
 
-def test_what_layers_add_is_scaled_by_their_number():
-    config = dataclasses.replace(LLAMA, layers=8)
-    params = jax.jit(decoder(config, VOCAB, LENGTH).init)(jax.random.key(0), TOKENS)["params"]
-    layer = params["layers_3"]
+@pytest.fixture(scope="module")
+def llama_start():
+    return jax.jit(decoder(LLAMA, VOCAB, LENGTH).init)(jax.random.key(3), TOKENS)["params"]
+
+
+def test_what_layers_add_is_scaled_by_their_number(llama_start):
+    layer = llama_start["layers_1"]
     for kernel in layer["attention"]["out"]["kernel"], layer["feed_forward"]["down"]["kernel"]:
-        np.testing.assert_allclose(kernel.std(), 0.02 / 4, rtol=0.05)
+        np.testing.assert_allclose(kernel.std(), 0.02 / 4**0.5, rtol=0.05)  # two layers add four times
     np.testing.assert_allclose(layer["attention"]["query"]["kernel"].std(), 0.02, rtol=0.05)
 
 
-def test_layers_begin_unequal():
-    params = jax.jit(decoder(GPT2, VOCAB, LENGTH).init)(jax.random.key(0), TOKENS)["params"]
-    kernels = [params[f"layers_{i}"]["feed_forward"]["up"]["kernel"] for i in range(2)]
+def test_layers_begin_unequal(llama_start):
+    kernels = [llama_start[f"layers_{i}"]["feed_forward"]["up"]["kernel"] for i in range(2)]
     assert abs(np.corrcoef(*map(np.ravel, kernels))[0, 1]) < 0.05
 
 
@@ -128,29 +138,30 @@ def loss_and_grads(config, variables, dropout_key=None):
     return loss(variables)
 
 
+def assert_close(actual, expected):
+    """To the rounding of sums of float32 in another order."""
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
 def as_scanned(variables):
     return {"params": stack_layers(variables["params"])}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_scanned_layers_equal_unrolled_ones(config, dropout):
-    config = dataclasses.replace(config, layers=3, dropout=dropout)
+@pytest.mark.parametrize("config", [dataclasses.replace(GPT2, dropout=0.3), LLAMA], ids=["dropout", "llama"])
+def test_scanned_layers_equal_unrolled_ones(config):
     scanned = dataclasses.replace(config, scan_layers=True)
     variables = drawn(decoder(config, VOCAB, LENGTH))
-    key = jax.random.key(5) if dropout else None
+    key = jax.random.key(5) if config.dropout else None
     value, grads = loss_and_grads(config, variables, key)
     scanned_value, scanned_grads = loss_and_grads(scanned, as_scanned(variables), key)
     np.testing.assert_allclose(scanned_value, value, rtol=1e-5)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())  # noqa: E731
-    jax.tree.map(close, scanned_grads, as_scanned(grads))
+    jax.tree.map(assert_close, scanned_grads, as_scanned(grads))
 
 
-def test_scanned_and_unrolled_parameters_are_the_same_numbers():
-    init = [jax.jit(decoder(c, VOCAB, LENGTH).init) for c in (LLAMA, CONFIGS["scanned"])]
-    unrolled, scanned = (f(jax.random.key(3), TOKENS)["params"] for f in init)
-    jax.tree.map(np.testing.assert_array_equal, stack_layers(unrolled), scanned)
-    jax.tree.map(np.testing.assert_array_equal, unrolled, unstack_layers(scanned))
+def test_scanned_and_unrolled_parameters_are_the_same_numbers(llama_start):
+    scanned = jax.jit(decoder(CONFIGS["scanned"], VOCAB, LENGTH).init)(jax.random.key(3), TOKENS)["params"]
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(llama_start), scanned)
+    jax.tree.map(np.testing.assert_array_equal, llama_start, unstack_layers(scanned))
 
 
 def test_layers_drop_different_things():
@@ -180,9 +191,19 @@ def test_dropout_is_off_by_default_and_follows_its_key():
     assert jnp.abs(drop(0) - drop(1)).max() > 0.1
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+# XLA:CPU of jax 0.10 drops the barriers that keep what is recomputed apart from what is kept, before it looks for
+# common subexpressions; with the compiler option xla_disable_hlo_passes=cse_barrier_expander it does not.
+UNROLLED = pytest.param(
+    False,
+    marks=pytest.mark.xfail(
+        jax.__version_info__ < (0, 11) and not backend.compiler_options(), reason="barriers are dropped", strict=True
+    ),
+)
+
+
+@pytest.mark.parametrize("scan_layers", [UNROLLED, True])
 def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
-    config = ModelConfig(8, 2, 32, dropout=0.1, scan_layers=scan_layers)
+    config = ModelConfig(4, 2, 32, dropout=0.1, scan_layers=scan_layers)
     tokens = jnp.zeros((8, 64), jnp.int32)
     key = jax.random.key(2)
 
@@ -192,14 +213,14 @@ def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
         def loss(variables):
             return jnp.square(model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})).mean()
 
-        variables = jax.jit(model.init)(jax.random.key(0), tokens)
-        return jax.jit(jax.grad(loss)).lower(variables).compile(), variables
+        variables = drawn(model)
+        program = jax.jit(jax.grad(loss), compiler_options=backend.compiler_options())
+        return program.lower(variables).compile(), variables
 
     (kept, variables), (recomputed, _) = compiled(False), compiled(True)
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (recomputed, kept)]
     assert sizes[0] < 0.5 * sizes[1], sizes
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max())  # noqa: E731
-    jax.tree.map(close, recomputed(variables), kept(variables))
+    jax.tree.map(assert_close, recomputed(variables), kept(variables))
 
 
 # --- types, limits, messages --------------------------------------------------------------------

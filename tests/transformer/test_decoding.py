@@ -32,9 +32,9 @@ BASE = ModelConfig(2, 4, 32, kv_heads=2, qk_norm=True)
 def drawn(config, length=LENGTH):
     """A model and random variables, none of them 0 or 1."""
     model = decoder(config, VOCAB, length)
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32)))
     rng = np.random.default_rng(0)
-    return model, tree.unflatten([leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.3, leaf.shape), leaf.dtype), shapes)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop --output results
 
-The experiment is `experiments.gpt` as it stands (L4 H4 E128 T64 B12 by default); evaluations and checkpoints are
+The experiment stands as it is by default (`experiments.gpt`: L4 H4 E128 T64 B12); evaluations and checkpoints are
 counted apart, as in every run. Both take the same number of steps in turn, from the same program.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 
 from benchmarks.measuring import alternating, quartiles, write
-from experiments import gpt
 from jaxarch.run import backend
 from jaxarch.run.checkpoint import Checkpoints
 from jaxarch.run.command import exits, first_batch, parsed_or_usage
 from jaxarch.run.console import Console
+from jaxarch.run.load import imported
 from jaxarch.run.loop import Plan, Reached, Run, batches
 from jaxarch.run.metrics import Log
 from jaxarch.run.program import Carry, Member, Programs
@@ -29,6 +29,8 @@ from jaxarch.run.program import Carry, Member, Programs
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    experiment: str = "experiments.gpt"
+    """module of the experiment"""
     steps: int = 200
     """steps a measurement"""
     rounds: int = 7
@@ -39,7 +41,8 @@ def main() -> None:
     with exits("loop"):
         arguments = parsed_or_usage(Arguments, "python -m benchmarks.loop", __doc__ or "", sys.argv[1:])
         backend.prepare()
-        experiment = gpt.experiment(gpt.Config())._replace(report=None)
+        module = imported(arguments.experiment)
+        experiment = module.experiment(module.Config())._replace(report=None)
         programs = Programs(experiment, [Member(0, {})])
         carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
         batch = jax.device_put(batches(experiment, 0, 1))
@@ -67,7 +70,7 @@ def main() -> None:
         seconds = alternating({"looped": looped, "bare": bare}, arguments.rounds)
         overhead = quartiles([loop / step - 1 for loop, step in zip(seconds["looped"], seconds["bare"], strict=True)])
         records = [
-            {"implementation": name, "pass": "train_step", "length": gpt.Config().length, "seconds": quartiles(values)}
+            {"implementation": name, "pass": "train_step", "seconds": quartiles(values)}
             for name, values in seconds.items()
         ]
         records[0]["overhead"] = overhead

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform as host
 import subprocess
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def prepare() -> None:
         libc = ctypes.CDLL(None)
         for parameter, value in MALLOC_PARAMETERS.items():
             libc.mallopt(parameter, value)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # it is only a cache
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 

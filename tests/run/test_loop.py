@@ -18,12 +18,19 @@ from jaxarch.run.loop import Plan, batches, dispatches, feed, plan
 from tests.run.running import arrays, assert_same, log, run
 from tests.run.sketches import gan, line, tabular
 
+WAYS = [[], ["--scan", 4], ["--replicas", 3], ["--sweep", "learning-rate=0.01,0.1"]]
+CASES = [pytest.param(line, 30, way, id=f"line {way}") for way in WAYS]
+CASES += [pytest.param(gan, 20, way, id=f"gan {way}") for way in WAYS[:2]]
+CASES += [pytest.param(tabular, 200, way, id=f"tabular {way}") for way in WAYS[:2]]
+CASES += [pytest.param(gan, 20, way, id=f"gan {way}", marks=pytest.mark.slow) for way in WAYS[2:]]
+CASES += [pytest.param(tabular, 200, way, id=f"tabular {way}", marks=pytest.mark.slow) for way in WAYS[2:]]
 
-@pytest.mark.parametrize("options", [[], ["--scan", 4], ["--replicas", 3], ["--sweep", "learning-rate=0.01,0.1"]])
-@pytest.mark.parametrize("module, half", [(line, 30), (gan, 20), (tabular, 200)], ids=["line", "gan", "tabular"])
-def test_stopped_and_resumed_is_uninterrupted(module, half, options, tmp_path):
-    whole = run(module, tmp_path, *options, name="whole")
-    run(module, tmp_path, *options, "--stop-at", half + 3, name="parts")  # not a multiple of any interval
+
+@pytest.mark.parametrize("module, half, way", CASES)
+def test_stopped_and_resumed_is_uninterrupted(module, half, way, tmp_path):
+    way = [*way, "--eval-every", half]
+    whole = run(module, tmp_path, *way, name="whole")
+    run(module, tmp_path, *way, "--stop-at", half + 3, name="parts")  # not a multiple of any interval
     parts = run(module, tmp_path, "--resume", name="parts")
     assert_same(whole, parts)
 
@@ -53,7 +60,7 @@ def test_same_seed_in_two_processes(tmp_path):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_resumed_run_has_the_same_curve(number, code, tmp_path):
-    options = ["--steps", "40000", "--eval-every", "20000", "--runs", str(tmp_path), "--name", "stopped"]
+    options = ["--steps", "20000", "--eval-every", "10000", "--runs", str(tmp_path), "--name", "stopped"]
     command = [sys.executable, "-m", "tests.run.sketches.line"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
     folder = tmp_path / "line" / "stopped"
@@ -66,9 +73,9 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_curve(number, code, tmp
     assert process.returncode == code
     assert "--name stopped --resume" in said and len(said.splitlines()) == 1
     step = int(said.split("after step ")[1].split()[0])
-    assert step < 40000
-    run(line, tmp_path, "--resume", "--stop-at", step + 500, name="stopped")
-    whole = run(line, tmp_path, *options[:4], "--stop-at", step + 500, name="whole")
+    assert step < 20000
+    run(line, tmp_path, "--resume", "--stop-at", step + 200, name="stopped")
+    whole = run(line, tmp_path, *options[:4], "--stop-at", step + 200, name="whole")
     assert_same(whole, folder)
 
 

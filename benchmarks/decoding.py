@@ -1,7 +1,7 @@
 """How fast does a GPT write with its cache, beside Hugging Face's `generate` of a GPT-2 of the same size?
 
     python -m benchmarks.decoding --output results
-    python -m benchmarks.decoding --batch 16 --peer True
+    python -m benchmarks.decoding --batch 16 --peer
 
 Greedy, 256 new tokens after a prompt of 16, random weights, f32. The peer needs PyTorch and transformers.
 """

@@ -53,7 +53,7 @@ extra-%: $(VENV)/.stamp-%
 	@:
 
 demo: $(VENV)/.stamp-core
-	@$(BIN)/python -m experiments.gpt --name demo $(if $(wildcard runs/gpt/demo),--resume)
+	@$(BIN)/python -m experiments.gpt --name demo $(if $(wildcard runs/gpt/demo/config.json),--resume)
 
 # TESTS="tests/run -x" narrows it down.
 test: $(VENV)/.stamp-test

@@ -281,7 +281,7 @@ def prepare(program: str, module: str, config: Any, options: Options, saved: dic
     name = options.name or datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     folder = options.runs / program / name
     if saved is None:
-        if folder.exists():
+        if (folder / "config.json").exists():  # without one the run was killed before it began
             raise ConfigError(f"the run {folder} exists; go on with it by --resume, or choose another --name.")
         return folder
     if saved["module"] != module:
@@ -307,8 +307,8 @@ def keep_assets(experiment: Experiment, folder: Path, resuming: bool) -> None:
     if experiment.assets is None:
         return
     place = folder / "assets"
-    if not resuming:
-        place.mkdir()
+    if not resuming or not place.exists():
+        place.mkdir(exist_ok=True)
         experiment.assets(place)
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -346,7 +346,7 @@ def run(
     schedule = plan(config.steps, options.stop_at, options.eval_every, options.checkpoint_every, options.scan)
     log = Log(folder, options.log)
     if saved is None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         record = {"module": module, "config": to_json(config), "options": to_json(options)}
         write_json(folder / "config.json", {**record, "environment": backend.environment()})
     keep_assets(experiment, folder, resuming=saved is not None)

@@ -126,8 +126,9 @@ def test_what_lies_outside_the_range_does_not_leak(poison):
         np.testing.assert_array_equal(poisoned, clean)
 
 
+@pytest.mark.parametrize("implementation", ["dense", "auto"])
 @pytest.mark.parametrize("size", [1e4, -1e4])
-def test_great_logits_stay_finite(size):
+def test_great_logits_stay_finite(size, implementation):
     q, k, v = arrays(length=3, keys=3)
     factors = jnp.array([1.0, 1.01, 1.02])[:, None, None]
     q, k = jnp.ones_like(q), jnp.full_like(k, size / 8**0.5) * factors
@@ -135,18 +136,19 @@ def test_great_logits_stay_finite(size):
     @jax.jit
     @jax.grad
     def grads(qkv):
-        return attention(*qkv, causal=True).sum()
+        return attention(*qkv, causal=True, implementation=implementation).sum()
 
     assert all(jnp.isfinite(grad).all() for grad in grads((q, k, v)))
     winner = 2 if size > 0 else 0  # the logits are 100 apart: all weight is on the greatest
-    np.testing.assert_array_equal(attention(q, k, v)[:, 0], v[:, winner])
+    np.testing.assert_array_equal(attention(q, k, v, implementation=implementation)[:, 0], v[:, winner])
 
 
-def test_softmax_of_bfloat16_is_in_float32():
+@pytest.mark.parametrize("implementation", ["dense", "auto"])
+def test_softmax_of_bfloat16_is_in_float32(implementation):
     """Logits near 10 have steps of 1/16 in bfloat16: weights from such logits are off by several per cent."""
     q, k, v = arrays(length=64, keys=64, dim=64, dtype=jnp.bfloat16)
     q = q * 10
-    out = attention(q, k, v, causal=True)
+    out = attention(q, k, v, causal=True, implementation=implementation)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float64), definition(q, k, v, causal=True), rtol=0.01, atol=0.01)
 

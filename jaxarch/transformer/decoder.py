@@ -122,7 +122,7 @@ def gpt2(layers: int = 12, heads: int = 12, dim: int = 768) -> ModelConfig:
 
 
 def llama(layers: int = 32, heads: int = 32, dim: int = 4096, kv_heads: int = 0) -> ModelConfig:
-    """Touvron et al. 2023: RMSNorm, SwiGLU, rotary positions, free output; by default the 7 billion."""
+    """Touvron et al. 2023: RMSNorm, SwiGLU, rotary positions, free output; by default about the 7 billion."""
     return ModelConfig(layers, heads, dim, kv_heads, mlp="swiglu", norm="rms", positions="rotary", tied=False, eps=1e-6)
 
 
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         if positions is None:
             length = tokens.shape[1]
             if config.positions == "learned" and length > self.length:
-                raise ConfigError(f"{length} tokens do not fit the model's length {self.length}.")
+                raise ConfigError(f"{length} tokens do not fit the model's length; {self.length} would.")
             positions = jnp.arange(length)[None] if cache is None else next_positions(cache, length)
         init = nn.initializers.normal(_embedding_std(config))
         embedding = Embedding(self.vocab, config.dim, self.dtype, init, name="embedding")

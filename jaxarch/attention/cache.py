@@ -13,12 +13,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxarch.attention.dense import MASKED
+
 
 class KeyValues(NamedTuple):
-    """Of one layer, or of all with a leading axis."""
+    """Of one layer, or of all with a leading axis.
 
-    keys: Float[Array, "*layers batch slots kv_heads dim"]
-    values: Float[Array, "*layers batch slots kv_heads dim"]
+    Heads stand before slots, unlike everywhere else: so the products with a query read them as they lie.
+    """
+
+    keys: Float[Array, "*layers batch kv_heads slots dim"]
+    values: Float[Array, "*layers batch kv_heads slots dim"]
 
 
 class Cache(NamedTuple):
@@ -47,7 +52,7 @@ def empty_cache(
 
     stacked: for layers that are scanned.
     """
-    shape = (start.shape[0], slots, kv_heads, dim)
+    shape = (start.shape[0], kv_heads, slots, dim)
 
     def zeros(*leading: int) -> KeyValues:
         return KeyValues(jnp.zeros(leading + shape, dtype), jnp.zeros(leading + shape, dtype))
@@ -56,16 +61,39 @@ def empty_cache(
     return Cache(entries, jnp.zeros((), jnp.int32), start)
 
 
-def append(past: KeyValues, new: KeyValues, index: int | Int[Array, ""]) -> KeyValues:
+def append(
+    past: KeyValues,
+    keys: Float[Array, "batch length kv_heads dim"],
+    values: Float[Array, "batch length kv_heads dim"],
+    index: int | Int[Array, ""],
+) -> KeyValues:
     """Writes the new tokens' keys and values from slot `index` on.
 
     The caller sees to it that they fit: `dynamic_update_slice` would move them back, over older ones.
     """
 
-    def write(old: Array, update: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), index, axis=1)
+    def write(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), index, axis=2)
 
-    return KeyValues(write(past.keys, new.keys), write(past.values, new.values))
+    return KeyValues(write(past.keys, keys), write(past.values, values))
+
+
+def grown(cache: Cache, slots: int) -> Cache:
+    """The same with room for `slots` tokens."""
+
+    def grow(entry: Array) -> Array:
+        return jnp.pad(entry, [(0, 0)] * (entry.ndim - 2) + [(0, slots - entry.shape[-2]), (0, 0)])
+
+    return cache._replace(layers=jax.tree.map(grow, cache.layers))
+
+
+def padding_bias(slots: int, start: Int[Array, "batch"]) -> Float[Array, "batch 1 1 slots"]:
+    """For the logits of attention over a cache: hides what lies before each row's first real slot.
+
+    A `kv_start` would do the same, but also guard against NaN, which costs a copy of all keys and values
+    for each token; a cache holds none.
+    """
+    return jnp.where(jnp.arange(slots) < start[:, None], MASKED, 0.0)[:, None, None]
 
 
 def next_positions(cache: Cache, length: int) -> Int[Array, "batch length"]:

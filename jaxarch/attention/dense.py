@@ -32,12 +32,7 @@ def dense_attention(
         k, v = jnp.where(read, k, 0), jnp.where(read, v, 0)
 
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    if length == 1:
-        # Sums over the keys as they lie in a cache: for a product XLA:CPU would copy all of it into another layout.
-        products = grouped.astype(wide) * k[:, :, :, None].astype(wide)
-        logits = products.sum(axis=-1).transpose(0, 2, 3, 1)
-    else:
-        logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide)
+    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide)
     logits = logits.reshape(batch, heads, length, -1) * (dim**-0.5 if scale is None else scale)
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
@@ -48,11 +43,7 @@ def dense_attention(
     logits = logits + jnp.where(seen, 0.0, MASKED).astype(wide)[:, None]
     weights = jax.nn.softmax(logits, axis=-1)
     weights = weights.reshape(batch, kv_heads, heads // kv_heads, length, -1)
-    if length == 1:
-        products = weights.transpose(0, 4, 1, 2, 3) * v[:, :, :, None].astype(wide)
-        out = products.sum(axis=1).astype(v.dtype).reshape(batch, length, heads, -1)
-    else:
-        out = jnp.einsum("bkgts,bskw->btkgw", weights.astype(v.dtype), v).reshape(batch, length, heads, -1)
+    out = jnp.einsum("bkgts,bskw->btkgw", weights.astype(v.dtype), v).reshape(batch, length, heads, -1)
     return jnp.where(seen.any(axis=2)[:, :, None, None], out, 0)
 
 

@@ -9,7 +9,7 @@ from flax.linen.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
 from jaxarch.attention import attention
-from jaxarch.attention.cache import KeyValues, append
+from jaxarch.attention.cache import KeyValues, append, padding_bias
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
 from jaxarch.transformer.positions import rotary
 
@@ -57,9 +57,11 @@ class SelfAttention(nn.Module):
             q, k = self.qk_norm(name="query_norm")(q), self.qk_norm(name="key_norm")(k)
         if self.rotary_base is not None:
             q, k = rotary(q, positions, self.rotary_base), rotary(k, positions, self.rotary_base)
+        bias = None
         if past is not None:
-            past = append(past, KeyValues(k, v), index)
-            k, v = past
-        y = attention(q, k, v, causal=True, q_offset=index, kv_start=start, soft_cap=self.soft_cap)
+            past = append(past, k, v, index)
+            k, v = (entry.swapaxes(1, 2) for entry in past)
+            bias = None if start is None else padding_bias(k.shape[1], start)
+        y = attention(q, k, v, causal=True, q_offset=index, bias=bias, soft_cap=self.soft_cap)
         y = y.reshape(*x.shape[:2], self.heads * self.head_dim)
         return Dense(x.shape[-1], self.use_bias, self.out_init, name="out")(y), past

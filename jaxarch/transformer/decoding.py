@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxarch.attention.cache import Cache
+from jaxarch.attention.cache import Cache, grown
 from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.decoder import Decoder
@@ -109,14 +109,18 @@ def prefill(
     Raises ConfigError where learned positions are fewer than slots.
     """
     length = prompts.tokens.shape[1]
-    if model.config.positions == "learned" and slots > model.length:
-        room = f"{model.length - length} new ones" if length < model.length else "only a shorter prompt"
-        raise ConfigError(
-            f"a prompt of {length} tokens and {slots - length} new ones do not fit the model's length "
-            f"{model.length}; {room} would."
-        )
+    _must_fit(model, length, slots - length)
     cache = model.empty_cache(slots, length - prompts.lengths)
     return step(model, variables, prompts.tokens, cache)
+
+
+def _must_fit(model: Decoder, length: int, new_tokens: int) -> None:
+    if model.config.positions == "learned" and length + new_tokens > model.length:
+        room = f"{model.length - length} new ones" if length < model.length else "only a shorter prompt"
+        raise ConfigError(
+            f"a prompt of {length} tokens and {new_tokens} new ones do not fit the model's length "
+            f"{model.length}; {room} would."
+        )
 
 
 def step(
@@ -147,9 +151,13 @@ def generate(
     """
     if new_tokens < 1:
         raise ConfigError(f"{new_tokens} new tokens are too few; ask for 1 at least.")
+    _must_fit(model, prompts.tokens.shape[1], new_tokens)
     # Linen modules do have a hash, by their fields, which their type does not tell.
     program = _program(model, new_tokens, sampler, stop_token)  # pyright: ignore[reportArgumentType]
     return program(variables, prompts, key)
+
+
+MOST_STAGES, LEAST_STAGE = 4, 64  # each stage adds to the time of compilation; new tokens
 
 
 @lru_cache(maxsize=8)
@@ -163,13 +171,12 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
 
     def run(variables: PyTree, prompts: Prompts, key: Array) -> Array:
         batch, length = prompts.tokens.shape
-        logits, cache = prefill(model, variables, prompts, length + new_tokens)
+        # Attention reads the whole cache, so it grows on the way: each stage is a loop with a longer one.
+        stages = min(MOST_STAGES, -(-new_tokens // LEAST_STAGE))
+        ends = [new_tokens * stage // stages for stage in range(1, stages + 1)]
+        logits, cache = prefill(model, variables, prompts, length + ends[0])
         first, done = choose(key, 0, logits, jnp.zeros(batch, bool))
         chosen = jnp.full((batch, new_tokens), stop_token or 0, first.dtype).at[:, 0].set(first)
-
-        def unfinished(carry: tuple) -> Array:
-            number, _, done, _ = carry
-            return (number < new_tokens) & ~done.all()
 
         def advance(carry: tuple) -> tuple:
             number, chosen, done, cache = carry
@@ -179,6 +186,10 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
             chosen = jax.lax.dynamic_update_index_in_dim(chosen, tokens, number, axis=1)
             return number + 1, chosen, done, cache
 
-        return jax.lax.while_loop(unfinished, advance, (jnp.int32(1), chosen, done, cache))[1]
+        carry = (jnp.int32(1), chosen, done, cache)
+        for end in ends:
+            carry = carry[:3] + (grown(carry[3], length + end),)
+            carry = jax.lax.while_loop(lambda carry, end=end: (carry[0] < end) & ~carry[2].all(), advance, carry)
+        return carry[1]
 
     return jax.jit(run, compiler_options=backend.compiler_options())

@@ -49,7 +49,7 @@ def applied(model, variables, tokens=TOKENS):
 
 # --- initialisation -----------------------------------------------------------------------------
 
-WIDE = gpt2(2, 4, 384)  # where a tied read-out of standard deviation 0.02 begins 4 % above log V
+WIDE = gpt2(2, 4, 768)  # where a tied read-out of standard deviation 0.02 begins 6 % above log V
 
 
 STARTS = {

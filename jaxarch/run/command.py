@@ -449,13 +449,11 @@ def count(state: Any, weights: str) -> int:
 
 
 def heading(program: str, folder: Path, programs: Programs, parameters: int, step: int, plan: Plan) -> str:
-    options = backend.compiler_options()
     several = "" if programs.solo else f", {len(programs.members)} replicas at once"
     start = f"from step {step} " if step else ""
     return (
         f"{program}: {parameters:,} parameters, {start}to step {plan.stop}{several}, in {folder}\n"
-        f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s); "
-        f"compiler options: {options or 'default'}"
+        f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s)"
     )
 
 

@@ -174,9 +174,13 @@ class Programs:
     def _call(self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
         if name not in self._compiled:
             start = time.perf_counter()
-            options = backend.compiler_options()
-            jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
-            self._compiled[name] = jitted.lower(*arguments).compile()
+            traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
+            options = backend.compiler_options(str(traced.jaxpr))
+            self._compiled[name] = compiled = traced.lower().compile(compiler_options=options)
+            memory = compiled.memory_analysis()
+            backend.make_room(memory.temp_size_in_bytes if memory else 0)
+            if options:
+                self.notes["compiler"] = "compiled with " + ", ".join(f"{key}={value}" for key, value in options.items())
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[name](*arguments)
 

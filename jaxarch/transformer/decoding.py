@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.attention.cache import Cache, grown
-from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.decoder import Decoder
 
@@ -192,4 +191,4 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
             carry = jax.lax.while_loop(lambda carry, end=end: (carry[0] < end) & ~carry[2].all(), advance, carry)
         return carry[1]
 
-    return jax.jit(run, compiler_options=backend.compiler_options())
+    return jax.jit(run)

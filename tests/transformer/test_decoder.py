@@ -191,17 +191,7 @@ def test_dropout_is_off_by_default_and_follows_its_key():
     assert jnp.abs(drop(0) - drop(1)).max() > 0.1
 
 
-# XLA:CPU of jax 0.10 drops the barriers that keep what is recomputed apart from what is kept, before it looks for
-# common subexpressions; with the compiler option xla_disable_hlo_passes=cse_barrier_expander it does not.
-UNROLLED = pytest.param(
-    False,
-    marks=pytest.mark.xfail(
-        jax.__version_info__ < (0, 11) and not backend.compiler_options(), reason="barriers are dropped", strict=True
-    ),
-)
-
-
-@pytest.mark.parametrize("scan_layers", [UNROLLED, True])
+@pytest.mark.parametrize("scan_layers", [False, True])
 def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
     config = ModelConfig(4, 2, 32, dropout=0.1, scan_layers=scan_layers)
     tokens = jnp.zeros((8, 64), jnp.int32)
@@ -214,8 +204,8 @@ def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
             return jnp.square(model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})).mean()
 
         variables = drawn(model)
-        program = jax.jit(jax.grad(loss), compiler_options=backend.compiler_options())
-        return program.lower(variables).compile(), variables
+        traced = jax.jit(jax.grad(loss)).trace(variables)
+        return traced.lower().compile(backend.compiler_options(str(traced.jaxpr))), variables
 
     (kept, variables), (recomputed, _) = compiled(False), compiled(True)
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (recomputed, kept)]

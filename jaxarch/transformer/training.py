@@ -121,24 +121,37 @@ def _name(path: tuple) -> str:
 def direction(optim: OptimConfig) -> optax.GradientTransformation:
     """What the learning rate multiplies: clipped and rescaled gradients, before decay.
 
-    adamw: Kingma & Ba 2015, alg. 1. muon: Jordan 2024 for the blocks' matrices, scaled to the size of
-    Adam's steps so that one learning rate serves both (Liu et al. 2025, eq. 4).
+    adamw: Kingma & Ba 2015, alg. 1. muon: Jordan 2024, orthogonalised Nesterov momentum, for the blocks'
+    matrices, scaled to the size of Adam's steps so that one learning rate serves both (Liu et al. 2025, eq. 4).
     """
     adam = optax.scale_by_adam(optim.beta1, optim.beta2)
     chosen = adam
     if optim.optimizer == "muon":
-        dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
         muon = optax.chain(
-            optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: dimensions, tree)),
-            optax.stateless(lambda updates, _: jax.tree.map(_as_large_as_adam, updates)),
+            optax.trace(0.95, nesterov=True), optax.stateless(lambda updates, _: jax.tree.map(_muon_update, updates))
         )
         chosen = optax.partition({"muon": muon, "adam": adam}, _muon_labels)
     clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
     return optax.chain(clip, chosen)
 
 
-def _as_large_as_adam(update: Float[Array, "*layers rows columns"]) -> Float[Array, "*layers rows columns"]:
-    return 0.2 * max(update.shape[-2:]) ** 0.5 * update
+def orthogonalized(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
+    """Its singular values brought near 1, to within 0.68 and 1.13, by five Newton-Schulz steps (Jordan 2024).
+
+    Half the time of `optax.contrib.muon`'s on XLA:CPU.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalized(matrix.T).T
+    x = matrix / (jnp.linalg.norm(matrix) + 1e-8)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def _muon_update(update: Float[Array, "*layers rows columns"]) -> Float[Array, "*layers rows columns"]:
+    one = orthogonalized if update.ndim == 2 else jax.vmap(orthogonalized)
+    return 0.2 * max(update.shape[-2:]) ** 0.5 * one(update)
 
 
 def _muon_labels(params: PyTree) -> PyTree:

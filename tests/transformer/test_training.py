@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.contrib._muon import orthogonalize_via_newton_schulz
 
 from jaxarch.data.text import Tokens, windows
 from jaxarch.run.protocol import ConfigError, Mean
@@ -20,6 +21,7 @@ from jaxarch.transformer.training import (
     make_evaluate,
     make_init,
     make_step,
+    orthogonalized,
     schedule,
 )
 
@@ -133,6 +135,13 @@ def test_muon_turns_the_blocks_matrices_and_adam_all_else():
     stacked = {"layers": jax.tree.map(lambda leaf: jnp.stack([leaf, 3 * leaf]), grads["layers_0"])}
     both, _ = transform.update(stacked, transform.init(stacked), stacked)
     np.testing.assert_allclose(both["layers"]["up"]["kernel"][0], updates["layers_0"]["up"]["kernel"], atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (24, 24)])
+def test_newton_schulz_equals_another_implementation(shape):
+    matrix = jax.random.normal(jax.random.key(0), shape)
+    other = orthogonalize_via_newton_schulz(matrix, jnp.array([3.4445, -4.7750, 2.0315]))
+    np.testing.assert_allclose(orthogonalized(matrix), other, atol=1e-5)
 
 
 def test_schedules_by_hand():

@@ -180,7 +180,9 @@ class Programs:
             memory = compiled.memory_analysis()
             backend.make_room(memory.temp_size_in_bytes if memory else 0)
             if options:
-                self.notes["compiler"] = "compiled with " + ", ".join(f"{key}={value}" for key, value in options.items())
+                self.notes["compiler"] = "compiled with " + ", ".join(
+                    f"{key}={value}" for key, value in options.items()
+                )
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[name](*arguments)
 

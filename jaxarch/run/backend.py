@@ -35,7 +35,7 @@ def compiler_options(program: str) -> dict[str, str | bool]:
             # Half again to twice as fast for bfloat16; before 0.11 slower.
             options |= {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_experimental_ynn_fusion_type": ""}
         if not new and " = remat2[" in program:
-            # The barriers between what is kept and what is recomputed would be dropped before common subexpressions are.
+            # Else the barriers around what is recomputed are dropped before common subexpressions are.
             options |= {"xla_disable_hlo_passes": "cse_barrier_expander"}
     return options
 

@@ -187,7 +187,7 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
 
         carry = (jnp.int32(1), chosen, done, cache)
         for end in ends:
-            carry = carry[:3] + (grown(carry[3], length + end),)
+            carry = (*carry[:3], grown(carry[3], length + end))
             carry = jax.lax.while_loop(lambda carry, end=end: (carry[0] < end) & ~carry[2].all(), advance, carry)
         return carry[1]
 

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxarch.run import backend
+
+FAULTS = """
+import resource
+from jaxarch.run import backend
+{before}
+import jax, jax.numpy as jnp
+{after}
+
+@jax.jit
+def program(x):  # the first product is a temporary of 64 MB
+    return ((x @ jnp.ones((16, 16))) @ jnp.ones((16, 1))).sum()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    program(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+x = jnp.ones((2**20, 16))
+print(sorted(faults() for _ in range(15))[7])
+"""
+
+
+def faults(before: str = "", after: str = "") -> int:
+    """Pages faulted in by a call, the median of several."""
+    code = FAULTS.format(before=before, after=after)
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_is_kept_until_room_is_needed():
+    assert faults(before="backend.prepare()") < 1000
+    assert faults() > 10_000
+    assert faults(before="backend.prepare()", after="backend.make_room(2**50)") > 10_000
+
+
+def program(dtype):
+    return str(jax.make_jaxpr(lambda x: x @ x + 1)(jnp.ones((2, 2), dtype)))
+
+
+@pytest.mark.skipif(backend.platform() != "cpu", reason="options of the CPU")
+def test_options_follow_what_the_program_holds():
+    assert backend.compiler_options(program(jnp.float32)) == {}
+    assert bool(backend.compiler_options(program(jnp.bfloat16))) == (jax.__version_info__ >= (0, 11))
+    recomputed = str(jax.make_jaxpr(jax.grad(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))))(1.0))
+    assert bool(backend.compiler_options(recomputed)) == (jax.__version_info__ < (0, 11))

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer import decoding
 from jaxarch.transformer.decoder import ModelConfig, decoder
 from jaxarch.transformer.decoding import (
     generate,
@@ -69,8 +70,11 @@ def test_prefill_and_steps_equal_the_full_forward(positions, scan_layers):
     assert cache.index == LENGTH
 
 
-def test_generate_is_the_loop_of_full_forwards(learned):
+@pytest.mark.parametrize("least", [64, 1])  # a loop of one stage, or of four with a cache that grows by a slot
+def test_generate_is_the_loop_of_full_forwards(least, learned, monkeypatch):
     model, variables = learned
+    monkeypatch.setattr(decoding, "LEAST_STAGE", least)
+    decoding._program.cache_clear()
     forward = jax.jit(model.apply)
     rows = [list(prompt) for prompt in PROMPTS]
     for _ in range(NEW):

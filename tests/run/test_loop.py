@@ -74,6 +74,7 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_curve(number, code, tmp
     assert "--name stopped --resume" in said and len(said.splitlines()) == 1
     step = int(said.split("after step ")[1].split()[0])
     assert step < 20000
+    assert (folder / "checkpoints" / str(step) / "tree").is_dir(), "what it did is saved, to the step"
     run(line, tmp_path, "--resume", "--stop-at", step + 200, name="stopped")
     whole = run(line, tmp_path, *options[:4], "--stop-at", step + 200, name="whole")
     assert_same(whole, folder)

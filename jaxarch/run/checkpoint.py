@@ -36,7 +36,7 @@ class Checkpoints:
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         self.folder, self._orbax = folder.absolute(), ocp
-        best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1)
+        best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP_LATEST), best]),
             best_fn=monitored,
@@ -92,7 +92,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step whose monitored metric was best, else the newest; None: there is none."""
-        return self._manager.best_step() if self.steps() else None
+        best = self._manager.best_step()
+        return max(self.steps(), default=None) if best is None else best
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints after `step`: damaged ones, which a resumed run writes again."""

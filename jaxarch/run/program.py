@@ -125,22 +125,6 @@ def restart(sums: dict[str, Sums]) -> dict[str, Sums]:
     return {name: Sums(jnp.zeros_like(s.total), jnp.zeros_like(s.weight), s.bad) for name, s in sums.items()}
 
 
-def distinct(tree: PyTree) -> PyTree:
-    """Each array in a buffer of its own (an average starts as the parameters), so that all can be donated."""
-    seen: set[int] = set()
-
-    def one(leaf: Array) -> Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        pointers = {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}
-        if pointers & seen:
-            return jnp.copy(leaf)
-        seen.update(pointers)
-        return leaf
-
-    return jax.tree.map(one, tree)
-
-
 def shape_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), tree)
 
@@ -188,7 +172,10 @@ class Programs:
 
     def init(self) -> State:
         pure, constants, _ = self._init
-        return distinct(self._call("init", self._over(pure, 2), constants, self.keys, self.hypers))
+        """The first state. Compiled, so that what stands twice in it (an average that begins as the parameters) has
+        two buffers, and both can be donated.
+        """
+        return self._call("init", self._over(pure, 2), constants, self.keys, self.hypers)
 
     def sums(self, batch: Batch) -> dict[str, Sums]:
         """Empty sums for the metrics of a step; `batch` is one step's."""

@@ -54,9 +54,17 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(harm, tmp_p
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 4.0)]:
+    for step, loss in [(1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, None), (6, None)]:
         checkpoints.save(step, tree(), {}, loss)
-    assert checkpoints.steps() == [2, 4, 5] and checkpoints.best() == 2
+    assert checkpoints.steps() == [2, 5, 6] and checkpoints.best() == 2
+
+
+def test_without_metrics_the_newest_is_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, tree(), {}, None)
+    assert checkpoints.steps() == [2, 3] and checkpoints.best() == 3
 
 
 def test_raw_needs_no_shapes(tmp_path):

@@ -95,6 +95,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert np.isfinite(arrays(tmp_path / "line" / "a")[".params['w']"]).all()
 
 
+def test_parameters_that_the_last_step_broke_are_not_saved(tmp_path, capsys):
+    """The metric of that step was still finite."""
+    assert exit_code(line, "--runs", tmp_path, "--name", "a", "--nan-at", 59, "--checkpoint-every", 10) == 1
+    assert said(capsys).startswith("line: a parameter after the update is not finite at step 59; the checkpoint of step 50")
+    assert np.isfinite(arrays(tmp_path / "line" / "a")[".params['w']"]).all()
+
+
 def test_a_diverged_member_is_named_and_the_others_go_on(tmp_path, capsys):
     arguments = ["--sweep", "learning-rate=0.05,0.2", "--replicas", 2, "--nan-above", 0.1]
     folder = run(line, tmp_path, *arguments)

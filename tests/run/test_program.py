@@ -112,11 +112,14 @@ def test_weights_read_in_init_are_not_baked_into_the_program(tmp_path):
     assert [constant.shape for constant in constants] == [(64, 1000)]
 
 
-def test_buffers_that_are_the_same_at_the_start_can_be_donated():
-    """`ema = params` at initialisation; the step donates both."""
-    experiment = line.experiment(line.Config())
+def test_buffers_that_are_the_same_at_the_start_can_be_donated(tmp_path):
+    """Weights that were read stand twice in the state; the step donates both."""
+    weights = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    save_file({"w": weights}, tmp_path / "w.safetensors")
+    experiment = loaded.experiment(loaded.Config(weights=str(tmp_path / "w.safetensors")))
     _, carry = after(experiment, [Member(0, {})], 2)
-    assert not np.allclose(carry.state.params["w"], carry.state.ema["w"])
+    np.testing.assert_array_equal(carry.state.start["w"], weights)
+    assert not np.allclose(carry.state.params["w"], weights)
 
 
 @pytest.mark.parametrize(

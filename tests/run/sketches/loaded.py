@@ -21,6 +21,7 @@ class Hypers(NamedTuple):
 @flax.struct.dataclass
 class State:
     params: dict
+    start: dict
     key: jax.Array
     hypers: Hypers
 
@@ -42,7 +43,8 @@ def experiment(config: Config) -> Experiment:
     weights = load_file(config.weights)
 
     def init(key, hypers):
-        return State(jax.tree.map(jnp.asarray, weights), key, hypers)
+        params = jax.tree.map(jnp.asarray, weights)
+        return State(params, params, key, hypers)
 
     def step(state, batch, index):
         def objective(params):

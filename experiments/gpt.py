@@ -14,13 +14,14 @@ default: val/loss 1.577 after 2,000 steps (seeds 0, 1, 2: 1.569, 1.575, 1.587) i
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Array, Key
 
-from jaxarch.data.text import load_text, windows
+from jaxarch.data.text import TextData, load_text, windows
 from jaxarch.run import ConfigError, Experiment, Metrics, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.decoding import sampling
@@ -64,8 +65,8 @@ class Config:
     """of the computation; parameters are f32"""
     eval_tokens: int = 2_000_000
     """held-out tokens that an evaluation reads at most"""
-    prompt: str = "\n"
-    """what the samples begin with"""
+    prompt: str = ""
+    """what the samples begin with (default: a line break, or what the held-out text begins with)"""
     model: ModelConfig = ModelConfig(positions="rotary")
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
@@ -93,12 +94,14 @@ def experiment(config: Config) -> Experiment:
         seed=config.data_seed,
         say=print,
     )
+    prompt = config.prompt or opening(data)
+    if not len(data.tokenizer.encode(prompt)):
+        raise ConfigError(f"--prompt {prompt!r} is nothing to this tokeniser; give another one.")
     model = decoder(config.model, data.tokenizer.vocab, config.length, PRECISIONS[config.precision])
     validation = windows(data.validation[: config.eval_tokens + 1], config.length)
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        prompts = [config.prompt] * 2
-        texts = complete(model, state.evaluated, data.tokenizer, prompts, SAMPLE_TOKENS, key, sampling(0.8))
+        texts = complete(model, state.evaluated, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key, sampling(0.8))
         (folder / "samples.txt").write_text("\n---\n".join(text.strip("\n") for text in texts) + "\n")
         return {}
 
@@ -110,9 +113,17 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=report,
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
-        assets=data.tokenizer.save,
+        assets=data.save,
         weights=("params", "ema"),
     )
+
+
+def opening(data: TextData) -> str:
+    """A line break if the tokeniser knows it, else the first token of the held-out text."""
+    with contextlib.suppress(ConfigError):
+        if len(data.tokenizer.encode("\n")):
+            return "\n"
+    return data.tokenizer.decode(data.validation[:1])
 
 
 # The published shapes, for an accelerator: a batch of half a million tokens in micro-batches.

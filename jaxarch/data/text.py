@@ -11,11 +11,12 @@ import itertools
 import json
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Integer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 BATCH_CHARACTERS = 1 << 20  # what is encoded at a time, on all cores
 BPE_SAMPLE_BYTES = 32_000_000  # of text to learn a vocabulary from, in pieces spread over the corpus
-FORMAT = 1  # of the cache: raised when the same data are written differently
+FORMAT = 2  # of the cache: raised when the same data are written differently
 
 
 class Tokens(NamedTuple):
@@ -48,14 +49,19 @@ class TextData(NamedTuple):
     validation: the tokens of the held-out part, mapped from disk; `windows` cuts them into examples.
     characters_per_token: characters over tokens of the held-out part, exactly; a loss in nats a token is
         `loss / log(2) / characters_per_token` bits a character.
-    description: one line for the run's log.
+    counts: of both parts, the tokens, characters and the checksum of the tokens: what tells one text from another.
     """
 
     tokenizer: Tokenizer
     train: grain.MapDataset[Tokens]
     validation: Integer[np.ndarray, " tokens"]
     characters_per_token: float
-    description: str
+    counts: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokeniser, and into `data.json` the counts."""
+        self.tokenizer.save(folder)
+        (folder / "data.json").write_text(json.dumps(self.counts, indent=2) + "\n")
 
 
 def load_text(
@@ -85,7 +91,7 @@ def load_text(
     cache: folder for the encoded tokens (default: `cache_folder()`). An entry is used again while the files'
         names, sizes and times of change, the tokeniser and the split are the same.
     seed: of the order of training examples.
-    say: given one line before work that may take minutes.
+    say: given one line before work that may take minutes, and one about what was read.
 
     Raises ConfigError where the data cannot be used: one line that says what would do.
     """
@@ -117,14 +123,17 @@ def load_text(
             "give more text or a smaller --length."
         )
     characters = counts["train"]["characters"] + counts["validation"]["characters"]
+    say(
+        f"{corpus.name}: {characters:,} characters, documents: {counts['documents']:,}; "
+        f"{tokenizer.vocab:,} in the vocabulary; {train:,} tokens to learn from, {validation:,} held out "
+        f"(split by {corpus.split})"
+    )
     return TextData(
         tokenizer,
         train=examples(_map(folder / "train.bin", tokenizer), length, seed),
         validation=_map(folder / "validation.bin", tokenizer),
         characters_per_token=counts["validation"]["characters"] / validation,
-        description=f"{corpus.name}: {characters:,} characters, documents: {counts['documents']:,}; "
-        f"{tokenizer.vocab:,} in the vocabulary; {train:,} tokens to learn from, {validation:,} held out "
-        f"(split by {corpus.split})",
+        counts=counts,
     )
 
 
@@ -216,9 +225,12 @@ class _Part:
     document: int | None = None
     tokens: int = 0
     characters: int = 0
+    crc32: int = 0
 
     def write(self, tokens: np.ndarray, characters: int) -> None:
-        self.file.write(tokens.tobytes())
+        data = tokens.tobytes()
+        self.file.write(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
         self.tokens += len(tokens)
         self.characters += characters
 
@@ -245,7 +257,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
                 part.document = last = piece.document
                 part.write(tokens.astype(dtype), len(piece.text))
     counts = {
-        name: {"tokens": part.tokens, "characters": part.characters}
+        name: {"tokens": part.tokens, "characters": part.characters, "crc32": part.crc32}
         for name, part in zip(("train", "validation"), parts, strict=True)
     }
     (folder / "counts.json").write_text(json.dumps(counts | {"documents": documents}))

@@ -46,34 +46,39 @@ def cache_folder() -> Path:
     return Path(os.environ.get("JAXARCH_CACHE") or default)
 
 
-def prepare() -> None:
+def prepare() -> bool:
     """To be called once, before the first computation and before anything asks for a device.
+
+    Whether freed memory is kept.
 
     Keeps compiled programs between runs, unless the user has chosen a place of their own. Keeps freed memory
     too: on CPU a program's temporaries are allocated anew at each call, and glibc gives large ones back to the
     system, so that every page of them is faulted in again, at up to half the time of a step. A device's threads
     once started have arenas of their own, for which none of this holds.
     """
-    _mallopt(KEEP_MEMORY)
+    keeps = _mallopt(KEEP_MEMORY)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # it is only a cache
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    return keeps
 
 
-def make_room(temporaries: int) -> None:
+def make_room(temporaries: int) -> bool:
     """Gives freed memory back to the system from now on, if a program with this many bytes of temporaries is large.
 
-    A heap that is kept splits, and may grow to several times the temporaries: affordable for small ones only.
+    Whether it does. A heap that is kept splits, and may grow to several times the temporaries: affordable for
+    small ones only.
     """
-    if temporaries > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 16:
-        _mallopt(GIVE_BACK)
+    large = temporaries > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 16
+    return large and _mallopt(GIVE_BACK)
 
 
-def _mallopt(parameters: dict[int, int]) -> None:
-    if host.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in parameters.items():
-            libc.mallopt(parameter, value)
+def _mallopt(parameters: dict[int, int]) -> bool:
+    """Whether the allocator is glibc's, which takes them."""
+    if host.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return min(libc.mallopt(parameter, value) for parameter, value in parameters.items()) == 1
 
 
 def environment() -> dict[str, object]:

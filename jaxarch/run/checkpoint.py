@@ -87,7 +87,7 @@ class Checkpoints:
             try:
                 return step, *self.restore(step, shapes)
             except Damaged as damage:
-                report(f"the checkpoint of step {step} is damaged ({damage}); trying the one before it")
+                report(damaged(step, damage))
         return None
 
     def best(self) -> int | None:
@@ -99,6 +99,15 @@ class Checkpoints:
         """Removes the checkpoints after `step`: damaged ones, which a resumed run writes again."""
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
+
+    def newest_raw(self, report: Callable[[str], None]) -> PyTree | None:
+        """As `newest`, the tree alone and as `raw` gives it."""
+        for step in reversed(self.steps()):
+            try:
+                return self.raw(step)
+            except Damaged as damage:
+                report(damaged(step, damage))
+        return None
 
     def raw(self, step: int) -> PyTree:
         """The tree of that step as nested dictionaries and lists of NumPy arrays, whatever made it. Raises Damaged."""
@@ -117,6 +126,10 @@ class Damaged(Exception):
     """A checkpoint that cannot be read back whole."""
 
 
+def damaged(step: int, damage: Exception) -> str:
+    return f"the checkpoint of step {step} is damaged ({damage}); trying the one before it"
+
+
 def monitored(metrics: dict[str, float]) -> float:
     return metrics["monitor"]
 
@@ -124,7 +137,15 @@ def monitored(metrics: dict[str, float]) -> float:
 def checksums(folder: Path) -> dict[str, int]:
     """The CRC-32 of each file below the folder, by its relative path."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS]
-    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+    return {str(path.relative_to(folder)): checksum(path) for path in files}
+
+
+def checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def write_checksums(folder: Path) -> None:

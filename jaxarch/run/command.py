@@ -16,13 +16,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
 
 from jaxarch.run import backend
-from jaxarch.run.checkpoint import Checkpoints, Damaged, kept, reason
+from jaxarch.run.checkpoint import Checkpoints, kept, reason
 from jaxarch.run.console import Console, clock, sparkline
 from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
 from jaxarch.run.metrics import Log, draw, read, summary
@@ -138,6 +139,8 @@ def parse(
         default = default or from_json(config(), saved["config"])
         options = {name: value for name, value in saved["options"].items() if name not in OF_ONE_CALL}
         defaults = from_json(defaults, options)
+        if value_of(arguments, "--sweep") is not None:
+            defaults = dataclasses.replace(defaults, sweep=())  # what is said again would be added to what is saved
     default = default if default is not None else config()
     check_names(arguments, [*flags(default), *flags(defaults), "--help"])
     if presets:
@@ -232,19 +235,32 @@ def to_json(config: Any) -> Any:
 
 def from_json(default: Any, saved: Mapping[str, Any]) -> Any:
     """`default` with the saved values: the inverse of `to_json`. Unknown names are left out."""
-    values = {}
     hints = get_type_hints(type(default))
-    for field in dataclasses.fields(default):
-        if field.name in saved:
-            value, now = saved[field.name], getattr(default, field.name)
-            if dataclasses.is_dataclass(now):
-                value = from_json(now, value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            elif isinstance(now, Path) or hints[field.name] in (Path, Path | None):
-                value = None if value is None else Path(value)
-            values[field.name] = value
+    values = {
+        field.name: revived(hints[field.name], saved[field.name], getattr(default, field.name))
+        for field in dataclasses.fields(default)
+        if field.name in saved
+    }
     return dataclasses.replace(default, **values)
+
+
+def revived(hint: Any, value: Any, now: Any) -> Any:
+    """A value of JSON as one of this type. Of several dataclasses it is the one with these fields."""
+    kinds = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        classes = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        if isinstance(value, dict):
+            fits = [kind for kind in classes if {field.name for field in dataclasses.fields(kind)} == set(value)]
+            return revived((fits or classes)[0], value, now)
+        if isinstance(value, list):
+            return revived(next(kind for kind in kinds if get_origin(kind) is tuple), value, now)
+        return Path(value) if Path in kinds and str not in kinds and isinstance(value, str) else value
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_json(now if type(now) is hint else hint(), value)
+    if isinstance(value, list):
+        inner = kinds[0] if kinds else Any
+        return tuple(revived(inner, item, None) for item in value)
+    return Path(value) if hint is Path and value is not None else value
 
 
 def read_saved(program: str, runs: Path, name: str | None) -> dict[str, Any]:
@@ -302,21 +318,32 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def keep_assets(experiment: Experiment, folder: Path, resuming: bool) -> None:
+def keep_assets(experiment: Experiment, folder: Path) -> None:
     """Writes the experiment's assets (a tokeniser) into the run, or checks that they are still the same."""
     if experiment.assets is None:
         return
     place = folder / "assets"
-    if not resuming or not place.exists():
-        place.mkdir(exist_ok=True)
-        experiment.assets(place)
-        return
+    if not place.exists():
+        partial = folder / "assets.partial"
+        partial.mkdir(exist_ok=True)
+        experiment.assets(partial)
+        partial.rename(place)
+    for name in differing(experiment, place):
+        raise ConfigError(f"--resume: the data has changed since the run began: {place / name} differs.")
+
+
+def differing(experiment: Experiment, place: Path) -> list[Path]:
+    """Which of the experiment's assets are not as they stand in the folder, by their names."""
+    if experiment.assets is None:
+        return []
     with tempfile.TemporaryDirectory() as temporary:
         experiment.assets(Path(temporary))
-        for path in sorted(Path(temporary).rglob("*")):
-            name = path.relative_to(temporary)
-            if path.is_file() and (not (place / name).exists() or (place / name).read_bytes() != path.read_bytes()):
-                raise ConfigError(f"--resume: the data has changed since the run began: {place / name} differs.")
+        names = sorted(path.relative_to(temporary) for path in Path(temporary).rglob("*") if path.is_file())
+
+        def same(name: Path) -> bool:
+            return (place / name).exists() and (place / name).read_bytes() == (Path(temporary) / name).read_bytes()
+
+        return [name for name in names if not same(name)]
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -333,65 +360,75 @@ def run(
     """One run from its configuration to `result.json`. Raises ConfigError and RunError; exits on a signal."""
     console = Console()
     folder = prepare(program, module, config, options, saved)
+    if config.steps < 1:
+        raise ConfigError(f"--steps {config.steps} is below 1.")
     if options.stop_at is not None and not 0 < options.stop_at <= config.steps:
         raise ConfigError(f"--stop-at {options.stop_at} is not within the run's --steps {config.steps}.")
     if saved is not None and (folder / "result.json").exists():
         console.line(f"{folder} is finished")
         show(folder, console, json.loads((folder / "result.json").read_text()))
         return
-    backend.prepare()
+    keeps_memory = backend.prepare()
     experiment = make(config)
+    if experiment.batch_size < 1:
+        raise ConfigError(f"--batch-size {experiment.batch_size} is below 1.")
     programs = Programs(experiment, members(experiment.hypers, options.sweep, options.seed, options.replicas))
-    weights = {} if options.init_from is None or saved else weights_of(Path(options.init_from), programs)
+    begun = any((folder / "checkpoints").glob("[0-9]*"))
+    weights = {} if options.init_from is None or begun else weights_of(Path(options.init_from), programs, console)
     schedule = plan(config.steps, options.stop_at, options.eval_every, options.checkpoint_every, options.scan)
     log = Log(folder, options.log)
     if saved is None:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"module": module, "config": to_json(config), "options": to_json(options)}
         write_json(folder / "config.json", {**record, "environment": backend.environment()})
-    keep_assets(experiment, folder, resuming=saved is not None)
+    keep_assets(experiment, folder)
     checkpoints = Checkpoints(folder / "checkpoints")
     reached = begin(programs, checkpoints, log, console, weights)
     parameters = count(programs.member(reached.carry.state, 0), experiment.weights[0])
-    console.line(heading(program, folder, programs, parameters, reached.step, schedule))
+    console.line(heading(program, folder, programs, parameters, reached.step, schedule, keeps_memory))
     running = Run(programs, schedule, folder, checkpoints, console, log, reached)
+    again = f"python {'' if module.endswith('.py') else '-m '}{module} --name {folder.name} --resume"
+    again += f" --runs {options.runs}" if options.runs != Path("runs") else ""
     try:
         running.train(options.profile)
+        draw(log.path, folder / "curves.png")
+        if running.step < schedule.steps:
+            console.line(f"stopped after step {running.step} as asked; go on with: {again}")
+            return
+        result = {
+            **(running.last[0] if len(running.last) == 1 else {"sweep": running.last}),
+            "steps": running.step,
+            "seconds": round(running.clock.seconds(), 3),
+            "compile_seconds": round(programs.compile_seconds, 3),
+            "parameters": parameters,
+            "devices": len(jax.devices()),
+        }
+        write_json(folder / "result.json", result)
     except Stopped as stop:
-        again = f"python -m {module} --name {folder.name} --resume"
-        again += f" --runs {options.runs}" if options.runs != Path("runs") else ""
         name = signal.Signals(stop.signal_number).name
         print(f"{program}: stopped by {name} after step {stop.step} and saved; go on with: {again}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
     except OSError as error:
-        raise RunError(f"{reason(error)}; {kept(checkpoints.steps())}. Mend it, then go on with --resume.") from error
-    for note in programs.notes.values():
-        console.line(note)
-    draw(log.path, folder / "curves.png")
-    if running.step < schedule.steps:
-        console.line(f"stopped after step {running.step} as asked; go on with --name {folder.name} --resume")
-        return
-    result = {
-        **(running.last[0] if len(running.last) == 1 else {"sweep": running.last}),
-        "steps": running.step,
-        "seconds": round(running.clock.seconds(), 3),
-        "compile_seconds": round(programs.compile_seconds, 3),
-        "parameters": parameters,
-        "devices": len(jax.devices()),
-    }
-    write_json(folder / "result.json", result)
+        raise RunError(f"{reason(error)}; {kept(checkpoints.steps())}. Mend it, then go on with: {again}") from error
     show(folder, console, result)
 
 
 def begin(programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]) -> Reached:
-    """The newest whole checkpoint, or the beginning."""
+    """The newest whole checkpoint, or the beginning. Raises RunError where there are checkpoints, but none is whole."""
     sums = programs.sums(first_batch(programs.experiment))
     shapes = Carry(programs.state_shape, jax.eval_shape(lambda: sums))
     found = checkpoints.newest(shapes, console.line)
+    if found is None and checkpoints.steps():
+        raise RunError(
+            f"no checkpoint in {checkpoints.folder} is whole, and nothing was changed there. "
+            "Begin again under another --name, or remove the damaged ones to begin this run anew."
+        )
     if found is None:
         log.keep_until(-1)
         state = programs.init()
-        return Reached(Carry(state.replace(**weights) if weights else state, sums), 0, 0.0)
+        if weights:
+            state = state._replace(**weights) if hasattr(state, "_replace") else dataclasses.replace(state, **weights)
+        return Reached(Carry(state, sums), 0, 0.0)
     step, carry, info = found
     checkpoints.forget_after(step)
     log.keep_until(step)
@@ -403,13 +440,20 @@ def first_batch(experiment: Experiment) -> Any:
     return None if experiment.data is None else jax.tree.map(lambda leaf: leaf[0], batches(experiment, 0, 1))
 
 
-def weights_of(run: Path, programs: Programs) -> dict[str, Any]:
-    """The fields of the state that the weights of another run fill. Raises ConfigError naming what does not fit."""
-    source = newest_state(run)
+def weights_of(run: Path, programs: Programs, console: Console) -> dict[str, Any]:
+    """The fields of the state that the weights of another run fill, the same for every member.
+
+    Raises ConfigError naming what does not fit.
+    """
+    source = newest_state(run, console)
+    for name in differing(programs.experiment, run / "assets"):
+        if not name.name.startswith("data"):
+            raise ConfigError(f"--init-from: {run / 'assets' / name} is not this run's; its weights mean other things.")
     first, *_ = programs.experiment.weights
+    leading = () if programs.solo else (len(programs.members),)
     filled = {}
     for name in programs.experiment.weights:
-        own = getattr(programs.state_shape, name)
+        own = getattr(programs.member_shape, name)
         if own is None:
             continue
         given, wanted = flat(source.get(name) or source.get(first) or {}), flat(own)
@@ -423,20 +467,23 @@ def weights_of(run: Path, programs: Programs) -> dict[str, Any]:
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise ConfigError(f"--init-from: the weights do not fit: {'; '.join(wrong[:4])}{more}.")
-        leaves = [jax.numpy.array(given[key], leaf.dtype) for key, leaf in wanted.items()]
+        leaves = [
+            jax.numpy.array(np.broadcast_to(given[key], leading + leaf.shape), leaf.dtype)
+            for key, leaf in wanted.items()
+        ]
         filled[name] = jax.tree.unflatten(jax.tree.structure(own), leaves)
     return filled
 
 
-def newest_state(run: Path) -> dict[str, Any]:
+def newest_state(run: Path, console: Console) -> dict[str, Any]:
     """The newest state of a run that is whole, as nested dictionaries. Raises ConfigError."""
     if not (run / "checkpoints").is_dir():
         raise ConfigError(f"--init-from {run}: there is no run; name the folder that holds its config.json.")
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    for step in reversed(checkpoints.steps()):
-        with contextlib.suppress(Damaged):
-            return checkpoints.raw(step)["state"]
-    raise ConfigError(f"--init-from {run}: it has no checkpoint that is whole.")
+    found = checkpoints.newest_raw(lambda text: console.line(f"--init-from {run}: {text}"))
+    if found is None:
+        raise ConfigError(f"--init-from {run}: it has no checkpoint that is whole.")
+    return found["state"]
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -448,12 +495,15 @@ def count(state: Any, weights: str) -> int:
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(getattr(state, weights, ())))
 
 
-def heading(program: str, folder: Path, programs: Programs, parameters: int, step: int, plan: Plan) -> str:
+def heading(
+    program: str, folder: Path, programs: Programs, parameters: int, step: int, plan: Plan, keeps_memory: bool
+) -> str:
     several = "" if programs.solo else f", {len(programs.members)} replicas at once"
     start = f"from step {step} " if step else ""
     return (
         f"{program}: {parameters:,} parameters, {start}to step {plan.stop}{several}, in {folder}\n"
         f"jax {jax.__version__} on {len(jax.devices())} {backend.platform()} device(s)"
+        f"{', freed memory is kept' if keeps_memory else ''}"
     )
 
 
@@ -464,11 +514,12 @@ def show(folder: Path, console: Console, result: dict[str, Any]) -> None:
     curve = [line[monitored] for line in log if monitored in line and "sweep" not in line]
     if len(curve) > 1:
         console.line(f"{monitored}  {curve[0]:.4g} {sparkline(curve)} {curve[-1]:.4g}")
-    for text in sorted((folder / "samples").glob("*/*.txt"))[-1:]:
+    for text in sorted((folder / "samples").rglob("*.txt"))[-1:]:
         console.line(f"--- {text}\n{text.read_text().rstrip()}\n---")
     for line in result["sweep"] if isinstance(result.get("sweep"), list) else [result]:
         console.line(summary(line, most=len(line)))
+    there = [name for name in ("curves.png", "samples", "metrics.jsonl", "result.json") if (folder / name).exists()]
     console.line(
         f"{result['steps']} steps in {clock(result['seconds'])} (compiled in {result['compile_seconds']:.0f} s); "
-        f"{folder}: curves.png, samples, metrics.jsonl, result.json"
+        f"{folder}: {', '.join(there)}"
     )

@@ -31,12 +31,14 @@ class Console:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.description}")) as bar:
             task = bar.add_task("", total=steps, completed=start, rate="")
-            before = [start, 0.0]
+            before: list[tuple[int, float]] = []
 
             def advance(step: int, text: str, seconds: float) -> None:
-                rate = (step - before[0]) / max(seconds - before[1], 1e-9)
-                before[:] = [step, seconds]
-                bar.update(task, completed=step, description=text, rate=f"{rate:.3g} steps/s")
+                rate = ""
+                if before:  # a resumed run's seconds do not begin at 0
+                    rate = f"{(step - before[0][0]) / max(seconds - before[0][1], 1e-9):.3g} steps/s"
+                before[:] = [(step, seconds)]
+                bar.update(task, completed=step, description=text, rate=rate)
 
             self._print = lambda text: bar.console.print(text, markup=False, highlight=False)
             try:

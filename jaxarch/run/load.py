@@ -94,7 +94,9 @@ def imported(module: str) -> ModuleType:
     if not module.endswith(".py"):
         try:
             return importlib.import_module(module)
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise ConfigError(f"the run's module {module} needs {error.name}, which is not installed.") from None
             raise ConfigError(f"the run's module {module} is not found; start in the folder that holds it.") from None
     spec = importlib.util.spec_from_file_location(Path(module).stem, module)
     if spec is None or spec.loader is None or not Path(module).exists():

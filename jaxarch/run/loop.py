@@ -100,7 +100,7 @@ def feed(experiment: Experiment, schedule: Iterator[tuple[int, int]]) -> Iterato
 def signals() -> Iterator[Callable[[], int]]:
     """Within it, SIGINT and SIGTERM are noted: the call gives the number of the one that came, or 0.
 
-    A second SIGINT interrupts at once.
+    A second one interrupts at once.
     """
     seen = 0
 
@@ -143,12 +143,13 @@ class Clock:
 
 
 class Profiler:
-    """Records steps 10 to 20 after the start into `profile/`, to be opened in Perfetto or XProf."""
+    """Records ten steps into `profile/`, for Perfetto or XProf: from the tenth on, sooner in a short run."""
 
     FIRST, COUNT = 10, 10
 
-    def __init__(self, folder: Path, start: int, wanted: bool):
-        self._folder, self._first = folder / "profile", start + self.FIRST if wanted else None
+    def __init__(self, folder: Path, start: int, stop: int, wanted: bool):
+        self._folder, self._wanted = folder / "profile", wanted
+        self._first = start + min(self.FIRST, max(stop - start - self.COUNT, (stop - start) // 2)) if wanted else None
         self._until: int | None = None
 
     def before(self, index: int, carry: Carry) -> None:
@@ -159,9 +160,19 @@ class Profiler:
 
     def after(self, step: int, carry: Carry) -> None:
         if self._until is not None and step >= self._until:
-            jax.block_until_ready(carry)
-            jax.profiler.stop_trace()
-            self._until = None
+            self._stop(carry)
+
+    def _stop(self, carry: Carry) -> None:
+        jax.block_until_ready(carry)
+        jax.profiler.stop_trace()
+        self._until = None
+
+    def close(self, carry: Carry, console: Console) -> None:
+        if self._until is not None:
+            self._stop(carry)
+        if self._wanted:
+            there = self._folder.exists()
+            console.line(f"profile: {self._folder}" if there else "profile: there was no step to record")
 
 
 class Run:
@@ -184,6 +195,7 @@ class Run:
         self.dead: dict[int, tuple[int, str]] = {}  # member -> first step and metric that was not finite
         self.last: list[dict[str, Any]] = []  # the last evaluation: a line for each point of the sweep
         self._monitored: tuple[int, float] | None = None
+        self._said: set[str] = set()
 
     def train(self, profile: bool = False) -> None:
         """The steps up to `plan.stop`, looking, logging and saving on the way.
@@ -191,7 +203,7 @@ class Run:
         Raises RunError when no member is left that has not diverged, or a checkpoint cannot be written;
         Stopped after a signal. In each case the last good checkpoint is there.
         """
-        profiler = Profiler(self.folder, self.step, profile)
+        profiler = Profiler(self.folder, self.step, self.plan.stop, profile)
         schedule = dispatches(self.step, self.plan)
         with signals() as stopped, self.console.progress(self.plan.steps, self.step) as advance:
             if self.step == 0:
@@ -200,14 +212,24 @@ class Run:
             for index, count, batch in feed(self.programs.experiment, schedule):
                 profiler.before(index, self.carry)
                 self.carry = self.programs.steps(self.carry, batch, index)
+                self._say_notes()
                 self.step = index + count
                 profiler.after(self.step, self.carry)
                 if self._due(self.plan.log_every) or self._due(self.plan.eval_every):
                     self._look(advance)
                 if self._due(self.plan.checkpoint_every) or self.step == self.plan.stop or stopped():
                     self.save()
-                if stopped():
+                if stopped() and self.step < self.plan.steps:
                     raise Stopped(stopped(), self.step)
+            if self.step == self.plan.steps and not self.last:  # killed before it could say its result
+                self._evaluate()
+        profiler.close(self.carry, self.console)
+
+    def _say_notes(self) -> None:
+        """What the compiler and the loop chose, when they have chosen it."""
+        for note in sorted(self.programs.notes - self._said):
+            self.console.line(note)
+        self._said |= self.programs.notes
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.steps

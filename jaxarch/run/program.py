@@ -65,6 +65,10 @@ def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> l
                 f"--sweep {axis}: the values are not numbers; write it as --sweep {name}=1,2,3."
             ) from None
     named = [axis[0][0] for axis in axes]
+    for axis in axes:
+        if len(set(axis)) < len(axis):
+            name = axis[0][0].replace("_", "-")
+            raise ConfigError(f"--sweep {name} has the same value twice; --replicas gives several seeds.")
     if len(set(named)) < len(named):
         raise ConfigError(f"--sweep names {max(named, key=named.count)} twice; give all its values at once.")
     points = [dict(point) for point in itertools.product(*axes)]
@@ -103,6 +107,7 @@ def add(sums: dict[str, Sums], metrics: Metrics, index: Int[Array, ""]) -> dict[
     def one(sum_: Sums, metric: Mean | Array) -> Sums:
         total, weight = metric if isinstance(metric, Mean) else (metric, jnp.ones_like(metric))
         bad = jnp.where(jnp.isfinite(total) & jnp.isfinite(weight), NEVER, index)
+        total, weight = total.astype(sum_.total.dtype), weight.astype(sum_.weight.dtype)
         return Sums(sum_.total + total, sum_.weight + weight, jnp.minimum(sum_.bad, bad))
 
     return {name: one(sums[name], metric) for name, metric in metrics.items()}
@@ -112,9 +117,8 @@ def zero_sums(metrics: dict[str, Any]) -> dict[str, Sums]:
     """Empty sums for metrics of these shapes."""
 
     def zero(metric: Any) -> Sums:
-        shape, dtype = jnp.shape(jax.tree.leaves(metric)[0]), jax.tree.leaves(metric)[0].dtype
-        if jnp.issubdtype(dtype, jnp.integer):
-            dtype = jnp.float32
+        first = jax.tree.leaves(metric)[0]
+        shape, dtype = jnp.shape(first), jnp.promote_types(first.dtype, jnp.float32)
         return Sums(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape, NEVER, jnp.int32))
 
     return {name: zero(metric) for name, metric in metrics.items()}
@@ -138,14 +142,19 @@ class Programs:
     def __init__(self, experiment: Experiment, members: list[Member]):
         self.experiment, self.members, self.compile_seconds = experiment, members, 0.0
         self.solo = len(members) == 1
-        self.notes: dict[str, str] = {}
+        self.notes: set[str] = set()  # what was chosen on compiling, each a line for the run's log
         self._compiled: dict[Any, Any] = {}
         keys = [jax.random.key(member.seed) for member in members]
         hypers = [hypers_at(experiment.hypers, member.point) for member in members]
         self.keys = keys[0] if self.solo else jnp.stack(keys)
         self.hypers = hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers)
         self._init = closed(experiment.init, keys[0], hypers[0])
-        self._member = self._init.shapes  # of one member's state
+        self.member_shape = self._init.shapes
+        lacking = [name for name in experiment.weights if not hasattr(self.member_shape, name)]
+        if lacking:
+            raise ConfigError(
+                f"the experiment's weights are called {', '.join(lacking)}, which its state has no field for."
+            )
         self.state_shape = jax.eval_shape(self._over(self._init.pure, 2), self._init.constants, self.keys, self.hypers)
         self._step: Closed | None = None
         self._evaluate: Closed | None = None
@@ -162,11 +171,10 @@ class Programs:
             options = backend.compiler_options(str(traced.jaxpr))
             self._compiled[name] = compiled = traced.lower().compile(compiler_options=options)
             memory = compiled.memory_analysis()
-            backend.make_room(memory.temp_size_in_bytes if memory else 0)
+            if memory and backend.make_room(memory.temp_size_in_bytes):
+                self.notes.add(f"{memory.temp_size_in_bytes / 1e9:.1f} GB of temporaries are given back at each call")
             if options:
-                self.notes["compiler"] = "compiled with " + ", ".join(
-                    f"{key}={value}" for key, value in options.items()
-                )
+                self.notes.add("compiled with " + ", ".join(f"{key}={value}" for key, value in options.items()))
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[name](*arguments)
 
@@ -187,10 +195,10 @@ class Programs:
     def _traced_step(self, batch: Batch) -> Closed:
         if self._step is None:
             index = jax.ShapeDtypeStruct((), jnp.int32)
-            self._step = closed(self.experiment.step, self._member, shape_of(batch), index)
+            self._step = closed(self.experiment.step, self.member_shape, shape_of(batch), index)
             state = self._step.shapes[0]
-            if jax.tree.structure(state) != jax.tree.structure(self._member):
-                raise TypeError(f"step returns another structure of state than init: {state} != {self._member}")
+            if jax.tree.structure(state) != jax.tree.structure(self.member_shape):
+                raise TypeError(f"step returns another structure of state than init: {state} != {self.member_shape}")
         return self._step
 
     def steps(self, carry: Carry, batches: Batch, index: int) -> Carry:
@@ -219,14 +227,14 @@ class Programs:
             return jax.lax.scan(body, carry, (batches, indices))[0]
 
         if count > 1:
-            self.notes["scan"] = f"{count} steps a dispatch, {'unrolled' if unroll else 'as lax.scan'}"
+            self.notes.add(f"{count} steps a dispatch, {'unrolled' if unroll else 'as lax.scan'}")
         return self._call(("steps", count), dispatch, constants, carry, batches, np.int32(index), donate=(1,))
 
     def _unrolls(self, batch: Batch) -> bool:
         """Whether many steps are written out one after another rather than scanned."""
         if self._unroll is None:
             pure, constants, _ = self._traced_step(batch)
-            arguments = (constants, self._member, shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
+            arguments = (constants, self.member_shape, shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
             convolves = "conv_general_dilated" in str(jax.make_jaxpr(pure)(*arguments))
             # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
             self._unroll = convolves and backend.platform() == "cpu"
@@ -236,7 +244,7 @@ class Programs:
         """The experiment's metrics of every member after `index` steps."""
         keys = self.report_keys(index)
         if self._evaluate is None:
-            self._evaluate = closed(self.experiment.evaluate, self._member, jax.random.key(0))
+            self._evaluate = closed(self.experiment.evaluate, self.member_shape, jax.random.key(0))
         pure, constants, _ = self._evaluate
         return self._call("evaluate", self._over(pure, 2), constants, state, keys)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 if TYPE_CHECKING:
     import grain
@@ -32,7 +32,7 @@ class Mean(NamedTuple):
     weight: Float[Array, "*replicas"]
 
 
-Metrics = dict[str, Mean | Float[Array, "*replicas"]]  # by name, as `train/loss`
+Metrics = dict[str, Mean | Shaped[Array, "*replicas"]]  # by name, as `train/loss`
 
 
 class Experiment(NamedTuple):
@@ -48,9 +48,11 @@ class Experiment(NamedTuple):
     report: `(state, key, folder) -> metrics`, on the host: writes text and pictures to the folder.
     monitor: the metric that "best" means; a leading minus says that it is maximised.
     hypers: the numbers that a sweep may vary, with their defaults; given to `init`, kept in the state.
-    assets: writes what the run needs besides its state (a tokeniser) into the given folder, once.
-    weights: the fields of the state that `--init-from` fills. One that the other run lacks (an
-        exponential average, a target network) is filled from the first of them.
+    assets: writes what the run needs besides its state (a tokeniser) into the given folder, once, and what its
+        data are (files called data*). A resumed run must give the same; one that begins with another run's weights
+        too, but for the data.
+    weights: the fields of the state (a dataclass or a NamedTuple) that `--init-from` fills. One that the other
+        run lacks (an exponential average, a target network) is filled from the first of them.
     """
 
     init: Callable[[Key[Array, ""], Hypers], State]

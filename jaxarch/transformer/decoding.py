@@ -113,12 +113,12 @@ def prefill(
     return step(model, variables, prompts.tokens, cache)
 
 
-def _must_fit(model: Decoder, length: int, new_tokens: int) -> None:
-    if model.config.positions == "learned" and length + new_tokens > model.length:
-        room = f"{model.length - length} new ones" if length < model.length else "only a shorter prompt"
+def _must_fit(model: Decoder, length: int, more: int) -> None:
+    """Raises ConfigError where a prompt and `more` tokens after it are more than learned positions."""
+    if model.config.positions == "learned" and length + more > model.length:
+        room = f"{model.length - length} more" if length < model.length else "only a shorter prompt"
         raise ConfigError(
-            f"a prompt of {length} tokens and {new_tokens} new ones do not fit the model's length "
-            f"{model.length}; {room} would."
+            f"a prompt of {length} tokens and {more} more do not fit the model's length {model.length}; {room} would."
         )
 
 
@@ -150,7 +150,7 @@ def generate(
     """
     if new_tokens < 1:
         raise ConfigError(f"{new_tokens} new tokens are too few; ask for 1 at least.")
-    _must_fit(model, prompts.tokens.shape[1], new_tokens)
+    _must_fit(model, prompts.tokens.shape[1], new_tokens - 1)
     # Linen modules do have a hash, by their fields, which their type does not tell.
     program = _program(model, new_tokens, sampler, stop_token)  # pyright: ignore[reportArgumentType]
     return program(variables, prompts, key)
@@ -171,8 +171,9 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
     def run(variables: PyTree, prompts: Prompts, key: Array) -> Array:
         batch, length = prompts.tokens.shape
         # Attention reads the whole cache, so it grows on the way: each stage is a loop with a longer one.
-        stages = min(MOST_STAGES, -(-new_tokens // LEAST_STAGE))
-        ends = [new_tokens * stage // stages for stage in range(1, stages + 1)]
+        fed = new_tokens - 1  # the last one is chosen, but no longer read
+        stages = max(1, min(MOST_STAGES, -(-fed // LEAST_STAGE)))
+        ends = [fed * stage // stages for stage in range(1, stages + 1)]
         logits, cache = prefill(model, variables, prompts, length + ends[0])
         first, done = choose(key, 0, logits, jnp.zeros(batch, bool))
         chosen = jnp.full((batch, new_tokens), stop_token or 0, first.dtype).at[:, 0].set(first)
@@ -188,7 +189,7 @@ def _program(model: Decoder, new_tokens: int, sampler: Sampler, stop_token: int 
         carry = (jnp.int32(1), chosen, done, cache)
         for end in ends:
             carry = (*carry[:3], grown(carry[3], length + end))
-            carry = jax.lax.while_loop(lambda carry, end=end: (carry[0] < end) & ~carry[2].all(), advance, carry)
+            carry = jax.lax.while_loop(lambda carry, end=end: (carry[0] <= end) & ~carry[2].all(), advance, carry)
         return carry[1]
 
     return jax.jit(run)

@@ -73,7 +73,7 @@ def complete(
         keep = max(model.length // 2, 1)
         longest = max(map(len, texts))
         context = [text if longest < model.length else text[-keep:] for text in texts]
-        count = max(1, min(left, model.length - max(map(len, context))))
+        count = min(left, 1 + model.length - max(map(len, context)))
         span_key = jax.random.fold_in(key, left)
         written = generate(model, {"params": params}, left_pad(context), count, span_key, sampler, tokenizer.end)
         for number, row in enumerate(np.asarray(written)):
@@ -97,9 +97,14 @@ def restored(run: Path, step: str) -> tuple[Decoder, PyTree, Tokenizer]:
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
     try:
-        state = checkpoints.raw(number)["state"]
+        found = (
+            checkpoints.newest_raw(lambda text: print(f"generate: {text}", file=sys.stderr))
+            if step == "newest"
+            else None
+        )
+        state = (found or checkpoints.raw(number))["state"]
     except Damaged as damage:
-        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}); try --step best.") from None
+        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None
     params = jax.tree.map(jnp.asarray, state["ema"] or state["params"])
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):

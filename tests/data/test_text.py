@@ -329,8 +329,9 @@ def test_the_default_text_is_a_tenth_held_out_and_unseen_in_training(tmp_path):
 
     validation = passages(True)
     assert len(validation & passages(False)) < 0.02 * len(validation)
-    data = load(None, tmp_path, tokenizer="char")
-    assert "pydoc_data.topics" in data.description
+    said = []
+    data = load(None, tmp_path, tokenizer="char", say=said.append)
+    assert "pydoc_data.topics" in said[-1]
     assert data.tokenizer.decode(data.validation).startswith(next(p.text for p in pieces if p.held_out))
 
 
@@ -412,9 +413,10 @@ def test_a_cache_killed_half_way_is_not_used(tmp_path):
     left = list((tmp_path / "cache").iterdir())
     assert len(left) == 1 and left[0].suffix == ".partial" and list(left[0].glob("*/train.bin"))
     train, validation = parts(path, "tail")
-    data = load(path, tmp_path)
+    said = []
+    data = load(path, tmp_path, say=said.append)
     assert Bytes().decode(data.validation) == validation
-    assert f"{len(train.encode()):,} tokens to learn from" in data.description
+    assert f"{len(train.encode()):,} tokens to learn from" in said[-1]
 
 
 def test_an_error_while_encoding_leaves_no_cache(tmp_path):

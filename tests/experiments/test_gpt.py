@@ -48,6 +48,33 @@ def test_resuming_on_other_data_is_refused(text, tmp_path, capsys):
     assert "the data has changed since the run began" in capsys.readouterr().err
 
 
+def test_resuming_on_the_same_characters_in_another_order_is_refused(text, tmp_path, capsys):
+    run(gpt, tmp_path, *TINY, "--data", text, "--steps", 4, "--stop-at", 2)
+    text.write_text(TEXT[::-1])
+    capsys.readouterr()
+    assert exit_code(gpt, "--runs", tmp_path, "--name", "a", "--resume") == 2
+    assert "data.json differs" in capsys.readouterr().err
+
+
+def test_samples_of_a_text_without_line_breaks(text, tmp_path):
+    text.write_text(" ".join(TEXT.split()))
+    folder = run(gpt, tmp_path, *TINY, "--data", text, "--steps", 2, "--length", 1)
+    assert len((folder / "samples" / "0000002" / "samples.txt").read_text()) > 100
+
+
+def test_a_prompt_that_the_tokeniser_does_not_know_leaves_no_run(text, tmp_path, capsys):
+    assert exit_code(gpt, "--runs", tmp_path, "--name", "a", *TINY, "--data", text, "--prompt", "日") == 2
+    assert "is not among the" in capsys.readouterr().err and not (tmp_path / "gpt").exists()
+
+
+def test_weights_of_another_alphabet_are_refused(text, tmp_path, capsys):
+    folder = run(gpt, tmp_path, *TINY, "--data", text, "--steps", 2)
+    text.write_text(TEXT.replace("e", "é"))
+    options = ["--data", text, "--steps", 2, "--init-from", folder]
+    assert exit_code(gpt, "--runs", tmp_path, "--name", "b", *TINY, *options) == 2
+    assert "tokenizer.json is not this run's" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-10)])
 def test_a_member_is_the_solo_run(text, x64, tolerance, monkeypatch):
     with jax.enable_x64(x64):

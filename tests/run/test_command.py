@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +36,8 @@ def said(capsys) -> str:
         (["tall"], "line: unknown word 'tall' before the options; presets: wide."),
         (["--scan", 0], "line: --scan 0 is below 1."),
         (["--name", "a/b"], "line: --name 'a/b' cannot name a folder"),
+        (["--steps", 0], "line: --steps 0 is below 1."),
+        (["--batch-size", 0], "line: --batch-size 0 is below 1."),
         (["--stop-at", 100], "line: --stop-at 100 is not within the run's --steps 60."),
         (["--resume"], "line: --resume needs the --name of a run; there are none in"),
         (["--resume", "--name", "a"], "line: --resume: there is no run"),
@@ -87,6 +92,38 @@ def test_a_finished_run_resumed_shows_its_result(tmp_path, capsys):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_killed_before_it_said_its_result_says_it(tmp_path):
+    folder = run(line, tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    run(line, tmp_path, "--resume")
+    again = json.loads((folder / "result.json").read_text())
+    assert again["val/loss"] == result["val/loss"] and again["steps"] == 60
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path, capsys):
+    folder = run(line, tmp_path, "--stop-at", 40, "--checkpoint-every", 40)
+    for path in (folder / "checkpoints" / "40").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    before = (folder / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert exit_code(line, "--runs", tmp_path, "--name", "a", "--resume") == 1
+    assert "is whole, and nothing was changed there" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before and (folder / "checkpoints" / "40").exists()
+
+
+def test_a_sweep_said_again_on_resume_is_the_same_sweep(tmp_path):
+    options = ["--sweep", "learning-rate=0.01,0.02"]
+    run(line, tmp_path, *options, "--stop-at", 10)
+    assert (run(line, tmp_path, *options, "--resume") / "result.json").exists()
+
+
+def test_a_short_run_is_profiled(tmp_path, capsys):
+    folder = run(line, tmp_path, "--steps", 3, "--profile")
+    assert list((folder / "profile").rglob("*.json.gz")) and "profile: " in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
     code = exit_code(line, "--runs", tmp_path, "--name", "a", "--nan-at", 33, "--checkpoint-every", 10)
     assert code == 1
@@ -98,7 +135,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_parameters_that_the_last_step_broke_are_not_saved(tmp_path, capsys):
     """The metric of that step was still finite."""
     assert exit_code(line, "--runs", tmp_path, "--name", "a", "--nan-at", 59, "--checkpoint-every", 10) == 1
-    assert said(capsys).startswith("line: a parameter after the update is not finite at step 59; the checkpoint of step 50")
+    assert said(capsys).startswith(
+        "line: a parameter after the update is not finite at step 59; the checkpoint of step 50"
+    )
     assert np.isfinite(arrays(tmp_path / "line" / "a")[".params['w']"]).all()
 
 
@@ -125,6 +164,12 @@ def test_all_members_diverged_ends_the_run(tmp_path, capsys):
 def test_weights_of_another_run(tmp_path, capsys):
     first = run(line, tmp_path, name="first")
     second = run(line, tmp_path, "--init-from", first, "--stop-at", 1, name="second")
+    assert log(second)[0]["val/loss"] == log(first)[-1]["val/loss"]
+    both = run(line, tmp_path, "--init-from", first, "--replicas", 2, "--stop-at", 1, name="both")
+    np.testing.assert_allclose(log(both)[0]["val/loss/replicas"], log(first)[-1]["val/loss"], rtol=1e-6)
+    # Killed before its first checkpoint it begins with them again.
+    shutil.rmtree(second / "checkpoints")
+    run(line, tmp_path, "--resume", "--stop-at", 1, name="second")
     assert log(second)[0]["val/loss"] == log(first)[-1]["val/loss"]
     capsys.readouterr()
     assert exit_code(line, "--runs", tmp_path, "--name", "third", "--init-from", first, "--dim", 7) == 2
@@ -185,6 +230,37 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
         load(folder, 7)
     with pytest.raises(ConfigError, match="is not a run"):
         load(tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    a: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    b: Path = Path("b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    one: Inner | None = None
+    either: Inner | Other = Inner()
+    places: tuple[Path, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+    place: Path | None = None
+    text: str | None = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Nested(),
+        Nested(Inner(3), Other(Path("x")), (Path("p"), Path("q")), ((1, 2), (3, 4)), Path("r"), "s"),
+    ],
+)
+def test_nested_configurations_survive_json(value):
+    assert from_json(Nested(), json.loads(json.dumps(to_json(value)))) == value
 
 
 def test_configurations_survive_json():

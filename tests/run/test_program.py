@@ -72,6 +72,8 @@ def test_no_retrace(count):
     carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
     for index in range(0, 3 * count, count):
         carry = programs.steps(carry, batches(experiment, index, count), index)
+        seconds = seconds if index else programs.compile_seconds
+    assert programs.compile_seconds == seconds, "compiled once"
 
 
 def test_metrics_of_unequal_counts_are_weighted():
@@ -91,6 +93,29 @@ def test_metrics_of_unequal_counts_are_weighted():
     values = divide(carry.sums)
     assert values["a"] == [7.0] and values["b"] == [0.5] and "none" not in values
     assert divide(restart(carry.sums)) == {}
+
+
+@pytest.mark.parametrize("scan", [1, 5])
+def test_metrics_of_low_precision_are_added_in_float32(scan):
+    """Ones in bfloat16 would stop at 256, and a condition that holds once in ten steps would count as always."""
+    experiment = line.experiment(line.Config())
+
+    def step(state, batch, index):
+        one = (0 * state.params["w"][0] + 1).astype(jnp.bfloat16)
+        return state, {"ones": Mean(one, one.astype(jnp.float32)), "once": index % 10 == 0, "sum": Mean(one, one)}
+
+    programs = Programs(experiment._replace(step=step), [Member(0, {})])
+    carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
+    for index in range(0, 600, scan):
+        carry = programs.steps(carry, batches(experiment, index, scan), index)
+    assert carry.sums["sum"].weight == carry.sums["ones"].total == 600
+    np.testing.assert_allclose(divide(carry.sums)["once"], 0.1, rtol=1e-6)
+
+
+def test_weights_that_the_state_lacks_are_named():
+    experiment = line.experiment(line.Config())._replace(weights=("params", "target"))
+    with pytest.raises(ConfigError, match="called target, which its state has no field for"):
+        Programs(experiment, [Member(0, {})])
 
 
 def test_the_first_step_that_is_not_finite_is_remembered():
@@ -125,6 +150,7 @@ def test_buffers_that_are_the_same_at_the_start_can_be_donated(tmp_path):
 @pytest.mark.parametrize(
     "sweep, message",
     [
+        (["learning-rate=1,1.0"], "the same value twice"),
         (["rate=1,2"], "--sweep rate=1,2: no such number; this experiment can vary: learning-rate."),
         (["learning-rate=a"], "the values are not numbers"),
         (["learning-rate=1", "learning_rate=2"], "names learning_rate twice"),

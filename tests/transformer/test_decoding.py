@@ -137,10 +137,11 @@ def test_left_pad():
 def test_what_does_not_fit_is_refused(learned):
     model, variables = learned
     prompts, key = left_pad(PROMPTS), jax.random.key(0)
-    with pytest.raises(ConfigError, match="6 tokens and 5 new ones do not fit the model's length 10; 4 new ones would"):
-        generate(model, variables, prompts, 5, key)
+    with pytest.raises(ConfigError, match="6 tokens and 5 more do not fit the model's length 10; 4 more would"):
+        generate(model, variables, prompts, 6, key)
+    assert generate(model, variables, prompts, 5, key).shape == (3, 5), "the last one is chosen, but not read"
     with pytest.raises(ConfigError, match="only a shorter prompt would"):
-        generate(model, variables, left_pad([list(range(10))]), 1, key)
+        generate(model, variables, left_pad([list(range(11))]), 1, key)
     with pytest.raises(ConfigError, match="0 new tokens are too few"):
         generate(model, variables, prompts, 0, key)
     model, variables = drawn(dataclasses.replace(BASE, positions="rotary"), length=LENGTH - 1)

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ class Checkpoints:
                 )
             write_checksums(self.folder / str(step))
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
+            hush_late_callbacks()
             before = [earlier for earlier in self.steps() if earlier != step]
             raise RunError(
                 f"the checkpoint of step {step} could not be written ({reason(error)}); {kept(before)}. "
@@ -124,6 +126,17 @@ class Checkpoints:
 
 class Damaged(Exception):
     """A checkpoint that cannot be read back whole."""
+
+
+def hush_late_callbacks() -> None:
+    """After a failed save a thread of the storage layer may come back to an event loop that is gone."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if str(error) != "Event loop is closed":
+            before(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 def damaged(step: int, damage: Exception) -> str:

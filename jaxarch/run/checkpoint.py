@@ -6,10 +6,13 @@ byte inside an array, so the CRC-32 of each file is kept beside them and compare
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -36,6 +39,7 @@ class Checkpoints:
         # Its own messages would stand between the run's lines; failures reach us as exceptions.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
+        hush_late_callbacks()
         self.folder, self._orbax = folder.absolute(), ocp
         best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -63,7 +67,7 @@ class Checkpoints:
                 )
             write_checksums(self.folder / str(step))
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
-            hush_late_callbacks()
+            atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))  # see hush_late_callbacks
             before = [earlier for earlier in self.steps() if earlier != step]
             raise RunError(
                 f"the checkpoint of step {step} could not be written ({reason(error)}); {kept(before)}. "
@@ -128,15 +132,19 @@ class Damaged(Exception):
     """A checkpoint that cannot be read back whole."""
 
 
+@functools.cache
 def hush_late_callbacks() -> None:
-    """After a failed save a thread of the storage layer may come back to an event loop that is gone."""
-    before = sys.excepthook
+    """After a failed save threads of the storage layer come back to an event loop that is gone, and say so at length.
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if str(error) != "Event loop is closed":
-            before(kind, error, traceback)
+    While Python ends they pass by this hook, straight to the error output; by then all is said, and it can be closed.
+    """
+    before = sys.unraisablehook
 
-    sys.excepthook = hook
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def damaged(step: int, damage: Exception) -> str:

@@ -17,13 +17,13 @@ def blocks_attention(
     q: Float[Array, "batch length heads dim"],
     k: Float[Array, "batch length kv_heads dim"],
     v: Float[Array, "batch length kv_heads width"],
-    scale: float | None,
+    scale: float,
 ) -> Float[Array, "batch length heads width"]:
     """As `jaxarch.attention.attention` with `causal` and nothing else."""
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
-    q = q * jnp.asarray(q.shape[-1] ** -0.5 if scale is None else scale, q.dtype)
+    q = q * jnp.asarray(scale, q.dtype)
     out = _causal(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
     return out.transpose(0, 2, 1, 3)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxarch.attention.dense import MASKED
+from jaxarch.attention.mask import MASKED
 
 
 class KeyValues(NamedTuple):

@@ -1,65 +1,56 @@
-"""The reference: attention with all its weights in memory."""
+"""The reference: attention with all its weights in memory, and every option."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Key
 
-MASKED = -1e30  # finite, so that a row with nothing to see has a softmax and a gradient
+from jaxarch.attention.dropout import kept
+from jaxarch.attention.mask import MASKED, Mask, counted, visible
 
 
 def dense_attention(
     q: Float[Array, "batch length heads dim"],
     k: Float[Array, "batch keys kv_heads dim"],
     v: Float[Array, "batch keys kv_heads width"],
-    causal: bool,
-    q_offset: int | Int[Array, ""],
-    kv_start: Int[Array, "batch"] | None,
-    kv_length: Int[Array, "batch"] | None,
+    mask: Mask,
     bias: Float[Array, "#batch #heads #length #keys"] | None,
     soft_cap: float | None,
-    scale: float | None,
-) -> Float[Array, "batch length heads width"]:
-    """As `jaxarch.attention.attention`."""
+    sinks: Float[Array, "heads"] | None,
+    scale: float,
+    dropout: float,
+    dropout_key: Key[Array, ""] | None,
+) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
+    """As `jaxarch.attention.attention_with_lse`."""
     batch, length, heads, dim = q.shape
-    kv_heads = k.shape[2]
+    keys, kv_heads = k.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    seen = visible(length, k.shape[1], causal, q_offset, kv_start, kv_length)
-    if kv_start is not None or kv_length is not None:
+    real = counted(mask, keys)
+    if real is not None:
         # A weight of 0 does not keep a NaN out of a product.
-        read = seen.any(axis=1)[:, :, None, None]
-        k, v = jnp.where(read, k, 0), jnp.where(read, v, 0)
+        k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
 
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide)
-    logits = logits.reshape(batch, heads, length, -1) * (dim**-0.5 if scale is None else scale)
+    logits = logits.reshape(batch, heads, length, keys) * scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
         logits = logits + bias.astype(wide)
+    seen = visible(mask, jnp.arange(length), jnp.arange(keys))
     # Adding the small mask is several times faster on CPU than selecting in all the logits. Beside any
     # visible logit exp(MASKED) is exactly 0.
     logits = logits + jnp.where(seen, 0.0, MASKED).astype(wide)[:, None]
-    weights = jax.nn.softmax(logits, axis=-1)
-    weights = weights.reshape(batch, kv_heads, heads // kv_heads, length, -1)
-    out = jnp.einsum("bkgts,bskw->btkgw", weights.astype(v.dtype), v).reshape(batch, length, heads, -1)
-    return jnp.where(seen.any(axis=2)[:, :, None, None], out, 0)
-
-
-def visible(
-    length: int,
-    keys: int,
-    causal: bool,
-    q_offset: int | Int[Array, ""],
-    kv_start: Int[Array, "batch"] | None,
-    kv_length: Int[Array, "batch"] | None,
-) -> Bool[Array, "#batch length keys"]:
-    """Which key each query sees; see `jaxarch.attention.attention`."""
-    query, key = jnp.arange(length)[:, None], jnp.arange(keys)[None, :]
-    seen = (key <= query + q_offset if causal else jnp.ones((length, keys), bool))[None]
-    if kv_start is not None:
-        seen = seen & (key >= kv_start[:, None, None])
-    if kv_length is not None:
-        seen = seen & (key < kv_length[:, None, None])
-    return seen
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    if sinks is not None:
+        lse = jnp.logaddexp(lse, sinks.astype(wide)[:, None])
+    weights = jnp.exp(logits - lse[..., None])
+    if dropout_key is not None:
+        weights = weights * kept(dropout_key, dropout, batch, heads, jnp.arange(length), jnp.arange(keys))
+    weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, keys)
+    out = jnp.einsum("bkgts,bskw->btkgw", weights, v).reshape(batch, length, heads, -1)
+    some = seen.any(axis=2)[:, :, None]
+    if sinks is None:
+        lse = jnp.where(some.swapaxes(1, 2), lse, -jnp.inf)
+    return jnp.where(some[..., None], out, 0), lse.swapaxes(1, 2)

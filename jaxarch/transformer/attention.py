@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 from flax.linen.initializers import Initializer
@@ -62,6 +63,6 @@ class SelfAttention(nn.Module):
             past = append(past, k, v, index)
             k, v = (entry.swapaxes(1, 2) for entry in past)
             bias = None if start is None else padding_bias(k.shape[1], start)
-        y = attention(q, k, v, causal=True, q_offset=index, bias=bias, soft_cap=self.soft_cap)
+        y = cast(Array, attention(q, k, v, causal=True, q_offset=index, bias=bias, soft_cap=self.soft_cap))
         y = y.reshape(*x.shape[:2], self.heads * self.head_dim)
         return Dense(x.shape[-1], self.use_bias, self.out_init, name="out")(y), past

@@ -1,0 +1,278 @@
+"""Attention in O(length) memory, forward and backward, with every option.
+
+Blocks of queries meet blocks of keys. The softmax is put together on the way (Milakov & Gimelshein 2018, alg. 3), and
+the backward pass makes the weights again from the logarithm of their sum (Dao et al. 2022, alg. 4). Blocks of which
+the mask shows nothing are not visited.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxarch.attention.dropout import kept
+from jaxarch.attention.mask import MASKED, Mask, counted, visible
+
+QUERIES, KEYS = 384, 384  # in a block, as measured on CPU
+
+
+Pair = tuple[Array, Array]  # output, log-sum-exp
+
+
+class Static(NamedTuple):
+    """What decides the program, beside the shapes. length, keys: before they were filled up to whole blocks."""
+
+    causal: bool
+    window: int | None
+    soft_cap: float | None
+    scale: float
+    dropout: float
+    keys: int
+    block_queries: int
+    block_keys: int
+
+
+class Fixed(NamedTuple):
+    """Arrays that no gradient flows to."""
+
+    mask: Mask  # without what is static
+    dropout_key: Key[Array, ""] | None
+
+
+def blockwise_attention(
+    q: Float[Array, "batch length heads dim"],
+    k: Float[Array, "batch keys kv_heads dim"],
+    v: Float[Array, "batch keys kv_heads width"],
+    mask: Mask,
+    bias: Float[Array, "#batch #heads #length #keys"] | None,
+    soft_cap: float | None,
+    sinks: Float[Array, "heads"] | None,
+    scale: float,
+    dropout: float,
+    dropout_key: Key[Array, ""] | None,
+    block_queries: int = QUERIES,
+    block_keys: int = KEYS,
+) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
+    """As `jaxarch.attention.attention_with_lse`."""
+    batch, length, heads, dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    group = heads // kv_heads
+    block_queries, block_keys = min(block_queries, length), min(block_keys, keys)
+    static = Static(mask.causal, mask.window, soft_cap, scale, dropout, keys, block_queries, block_keys)
+    fixed = Fixed(mask._replace(causal=False, window=None), dropout_key)
+    real = counted(mask, keys)
+    if real is not None:
+        k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
+
+    k, v = (_filled(x.swapaxes(1, 2), 2, block_keys) for x in (k, v))
+    q = _filled(q.reshape(batch, length, kv_heads, group, dim).transpose(0, 2, 3, 1, 4), 3, block_queries)
+    if bias is not None:
+        bias = bias if bias.shape[2] == 1 else _filled(bias, 2, block_queries)
+        bias = bias if bias.shape[3] == 1 else _filled(bias, 3, block_keys)
+        shared = bias.shape[1] == 1
+        bias = bias.reshape(bias.shape[0], *((1, 1) if shared else (kv_heads, group)), *bias.shape[2:])
+    if sinks is not None:
+        sinks = sinks.reshape(kv_heads, group)
+    out, lse = cast(Pair, _attend(static, fixed, q, k, v, bias, sinks))
+    out = out[:, :, :, :length].transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, -1)
+    return out, lse[..., :length].transpose(0, 3, 1, 2).reshape(batch, length, heads)
+
+
+def _filled(x: Array, axis: int, block: int) -> Array:
+    """With zeros up to whole blocks."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % block)
+    return jnp.pad(x, widths)
+
+
+# From here on queries are [batch, kv_heads, group, length, dim], keys and values [batch, kv_heads, keys, dim or width].
+
+
+def _part(x: Array, axis: int, number: Int[Array, ""], block: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, number * block, block, axis)
+
+
+def _key_range(static: Static, mask: Mask, i: Int[Array, ""], blocks: int) -> tuple[Array, Array]:
+    """The first and the end of the blocks of keys that block i of the queries may see."""
+    first, last = i * static.block_queries + mask.q_offset, (i + 1) * static.block_queries - 1 + mask.q_offset
+    low, high = jnp.int32(0), jnp.int32(static.keys - 1)  # keys
+    if static.causal:
+        high = jnp.minimum(high, last)
+    if static.window is not None:
+        low, high = jnp.maximum(low, first - static.window + 1), jnp.minimum(high, last + static.window - 1)
+    return _blocks(static.block_keys, blocks, *_counted_range(mask, low, high))
+
+
+def _query_range(static: Static, mask: Mask, j: Int[Array, ""], blocks: int) -> tuple[Array, Array]:
+    """The first and the end of the blocks of queries that may see block j of the keys."""
+    first, last = j * static.block_keys, (j + 1) * static.block_keys - 1
+    low, high = jnp.int32(0), jnp.int32(blocks * static.block_queries - 1)  # queries
+    if static.causal:
+        low = jnp.maximum(low, first - mask.q_offset)
+    if static.window is not None:
+        low = jnp.maximum(low, first - static.window + 1 - mask.q_offset)
+        high = jnp.minimum(high, last + static.window - 1 - mask.q_offset)
+    start, end = _counted_range(mask, jnp.int32(0), jnp.int32(static.keys - 1))
+    high = jnp.where((last < start) | (first > end), low - 1, high)
+    return _blocks(static.block_queries, blocks, low, high)
+
+
+def _counted_range(mask: Mask, low: Array, high: Array) -> tuple[Array, Array]:
+    if mask.kv_start is not None:
+        low = jnp.maximum(low, mask.kv_start.min())
+    if mask.kv_length is not None:
+        high = jnp.minimum(high, mask.kv_length.max() - 1)
+    return low, high
+
+
+def _blocks(size: int, count: int, low: Array, high: Array) -> tuple[Array, Array]:
+    """The blocks that hold low ... high, as a first one and an end."""
+    first, end = jnp.clip(low // size, 0, count), jnp.clip(high // size + 1, 0, count)
+    return first.astype(jnp.int32), end.astype(jnp.int32)
+
+
+class Block(NamedTuple):
+    """What is made of one block of queries and one of keys, as [batch, kv_heads, group, queries, keys]."""
+
+    logits: Array  # masked
+    capped: Array | None  # before bias and mask, where there is a soft cap
+    kept: Array | None  # the factors of dropout
+
+
+def _block(static: Static, fixed: Fixed, q: Array, k: Array, bias: Array | None, i: Array, j: Array) -> Block:
+    batch, kv_heads, group = q.shape[:3]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=wide) * static.scale
+    capped = None
+    if static.soft_cap is not None:
+        logits = capped = static.soft_cap * jnp.tanh(logits / static.soft_cap)
+    if bias is not None:
+        bias = bias if bias.shape[3] == 1 else _part(bias, 3, i, static.block_queries)
+        bias = bias if bias.shape[4] == 1 else _part(bias, 4, j, static.block_keys)
+        logits = logits + bias.astype(wide)
+    queries = i * static.block_queries + jnp.arange(static.block_queries)
+    keys = j * static.block_keys + jnp.arange(static.block_keys)
+    mask = fixed.mask._replace(causal=static.causal, window=static.window)
+    seen = visible(mask, queries, keys) & (keys < static.keys)
+    logits = logits + jnp.where(seen, 0.0, MASKED).astype(wide)[:, None, None]
+    dropped = None
+    if fixed.dropout_key is not None:
+        dropped = kept(fixed.dropout_key, static.dropout, batch, kv_heads * group, queries, keys)
+        dropped = dropped.reshape(batch, kv_heads, group, *dropped.shape[2:])
+    return Block(logits, capped, dropped)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
+) -> tuple[Array, Array]:
+    batch, kv_heads, group, length, _ = q.shape
+    key_blocks = k.shape[2] // static.block_keys
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+
+    def rows(i: Array) -> tuple[Array, Array]:
+        queries = _part(q, 3, i, static.block_queries)
+
+        def meet(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            top, total, out = carry
+            block = _block(static, fixed, queries, _part(k, 2, j, static.block_keys), bias, i, j)
+            new_top = jnp.maximum(top, block.logits.max(axis=-1))
+            weights = jnp.exp(block.logits - new_top[..., None])
+            shrink = jnp.exp(top - new_top)
+            total = total * shrink + weights.sum(axis=-1)
+            if block.kept is not None:
+                weights = weights * block.kept
+            values = _part(v, 2, j, static.block_keys)
+            more = jnp.einsum("bkgts,bksw->bkgtw", weights.astype(v.dtype), values, preferred_element_type=wide)
+            return new_top, total, out * shrink[..., None] + more
+
+        shape = batch, kv_heads, group, static.block_queries
+        # Half of MASKED: whatever is hidden lies so far below that its weight is exactly 0.
+        top, total = jnp.full(shape, MASKED / 2, wide), jnp.zeros(shape, wide)
+        if sinks is not None:
+            top, total = jnp.broadcast_to(sinks.astype(wide)[..., None], shape), jnp.ones(shape, wide)
+        low, high = _key_range(static, fixed.mask, i, key_blocks)
+        top, total, out = jax.lax.fori_loop(low, high, meet, (top, total, jnp.zeros((*shape, v.shape[-1]), wide)))
+        nothing = total == 0
+        out = out / jnp.where(nothing, 1, total)[..., None]
+        return out.astype(v.dtype), jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
+
+    out, lse = jax.lax.map(rows, jnp.arange(length // static.block_queries, dtype=jnp.int32))
+    return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:4], -1), jnp.moveaxis(lse, 0, 3).reshape(q.shape[:4])
+
+
+def _forward(static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None):
+    out, lse = cast(Pair, _attend(static, fixed, q, k, v, bias, sinks))
+    return (out, lse), (fixed, q, k, v, bias, sinks, out, lse)
+
+
+def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    fixed, q, k, v, bias, sinks, out, lse = saved
+    d_out, d_lse = cotangents
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    query_blocks = q.shape[3] // static.block_queries
+    # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4), the log-sum-exp's the weights.
+    delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1) - d_lse
+    finite_lse = jnp.where(jnp.isneginf(lse), 0, lse)  # of a row that sees nothing: its weights become 0
+
+    def columns(carry: tuple, j: Array) -> tuple[tuple, tuple[Array, Array]]:
+        keys, values = _part(k, 2, j, static.block_keys), _part(v, 2, j, static.block_keys)
+
+        def meet(i: Array, carry: tuple) -> tuple:
+            d_q, d_bias, d_k, d_v = carry
+            queries, d_rows = (_part(x, 3, i, static.block_queries) for x in (q, d_out))
+            row_lse, row_delta = (_part(x, 3, i, static.block_queries)[..., None] for x in (finite_lse, delta))
+            block = _block(static, fixed, queries, keys, bias, i, j)
+            weights = jnp.exp(block.logits - row_lse)
+            d_weights = jnp.einsum("bkgtw,bksw->bkgts", d_rows, values, preferred_element_type=wide)
+            dropped = weights
+            if block.kept is not None:
+                dropped, d_weights = weights * block.kept, d_weights * block.kept
+            d_v += jnp.einsum("bkgts,bkgtw->bksw", dropped.astype(v.dtype), d_rows, preferred_element_type=wide)
+            d_logits = weights * (d_weights - row_delta)
+            if bias is not None:
+                d_bias = _add_bias(static, d_bias, d_logits, i, j)
+            if block.capped is not None and static.soft_cap is not None:
+                d_logits *= 1 - jnp.square(block.capped / static.soft_cap)
+            d_logits = (d_logits * static.scale).astype(q.dtype)
+            d_k += jnp.einsum("bkgts,bkgtd->bksd", d_logits, queries, preferred_element_type=wide)
+            more = jnp.einsum("bkgts,bksd->bkgtd", d_logits, keys, preferred_element_type=wide)
+            start = i * static.block_queries
+            d_q = jax.lax.dynamic_update_slice_in_dim(d_q, _part(d_q, 3, i, static.block_queries) + more, start, 3)
+            return d_q, d_bias, d_k, d_v
+
+        zeros = jnp.zeros(keys.shape, wide), jnp.zeros(values.shape, wide)
+        low, high = _query_range(static, fixed.mask, j, query_blocks)
+        d_q, d_bias, d_k, d_v = jax.lax.fori_loop(low, high, meet, (*carry, *zeros))
+        return (d_q, d_bias), (d_k.astype(k.dtype), d_v.astype(v.dtype))
+
+    first = jnp.zeros(q.shape, wide), None if bias is None else jnp.zeros(bias.shape, wide)
+    (d_q, d_bias), (d_k, d_v) = jax.lax.scan(
+        columns, first, jnp.arange(k.shape[2] // static.block_keys, dtype=jnp.int32)
+    )
+    d_k, d_v = (jnp.moveaxis(d, 0, 2).reshape(x.shape) for d, x in ((d_k, k), (d_v, v)))
+    d_sinks = None
+    if sinks is not None:
+        share = jnp.exp(sinks.astype(wide)[..., None] - lse)
+        d_sinks = -(share * delta).sum(axis=(0, 3)).astype(sinks.dtype)
+    if bias is not None and d_bias is not None:
+        d_bias = d_bias.astype(bias.dtype)
+    return None, d_q.astype(q.dtype), d_k, d_v, d_bias, d_sinks
+
+
+def _add_bias(static: Static, d_bias: Array, d_logits: Array, i: Array, j: Array) -> Array:
+    """Adds what a block gives to the gradient of the bias, summed where the bias is shared."""
+    axes = [axis for axis in range(5) if d_bias.shape[axis] == 1]
+    more = d_logits.sum(axis=axes, keepdims=True)
+    places = [jnp.int32(0)] * 3
+    places += [jnp.int32(0) if d_bias.shape[3] == 1 else i * static.block_queries]
+    places += [jnp.int32(0) if d_bias.shape[4] == 1 else j * static.block_keys]
+    own = jax.lax.dynamic_slice(d_bias, places, more.shape)
+    return jax.lax.dynamic_update_slice(d_bias, own + more, places)
+
+
+_attend.defvjp(_forward, _backward)

@@ -34,7 +34,6 @@ def keep_top_p(logits: Float[Array, "batch vocab"], p: float) -> Float[Array, "b
     falling = jnp.sort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(falling, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    before = before.at[:, 0].set(0)  # not the rounding error of a difference: the first always stays
     least = jnp.min(jnp.where(before < p, falling, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)
 

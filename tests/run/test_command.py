@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -194,7 +195,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     """No file may grow past 8 kB, as on a disk that is full; the weights are 12 kB."""
     run(line, tmp_path, "--stop-at", 10, "--dim", 3000)
     command = f"{sys.executable} -m tests.run.sketches.line --runs {tmp_path} --name a --resume"
-    full = subprocess.run(["bash", "-c", f"ulimit -f 8; exec {command}"], capture_output=True, text=True)
+    # Python and the compilation cache would cut their own files short, and leave them so.
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    full = subprocess.run(["bash", "-c", f"ulimit -f 8; exec {command}"], env=env, capture_output=True, text=True)
     assert full.returncode == 1, full.stderr
     assert len(full.stderr.splitlines()) == 1, full.stderr
     assert "could not be written (File too large); the checkpoint of step 10 is kept. Make room" in full.stderr

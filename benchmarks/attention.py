@@ -264,6 +264,7 @@ def draw(records: list[dict[str, Any]], found: list[dict[str, Any]], folder: Pat
         passes = list(dict.fromkeys(r["pass"] for r in records))
         for place, pass_ in enumerate(passes):
             axes = figure.add_subplot(1, len(passes), place + 1)
+            lengths, costs = [], []
             for name in dict.fromkeys(r["implementation"] for r in records):
                 own = [r for r in series(records, name, pass_) if quantity == "seconds" or r["peak_bytes"] > 0]
                 if not own:
@@ -272,17 +273,17 @@ def draw(records: list[dict[str, Any]], found: list[dict[str, Any]], folder: Pat
                 y = [r["seconds"]["median"] if quantity == "seconds" else r["peak_bytes"] for r in own]
                 fit = [f for f in found if (f["implementation"], f["pass"], f["quantity"]) == (name, pass_, quantity)]
                 text = f"{name} {fit[0]['exponent']:.2f}" if fit else name
+                lengths, costs = [*lengths, *n], [*costs, *y]
                 (points,) = axes.plot(n, y, "s:" if name in REST else "o", label=text, markersize=4)
                 if fit:
                     a, b, c = fit[0]["terms"]
                     grid = np.geomspace(n[0], n[-1], 60)
                     axes.plot(grid, a + b * grid + c * grid**2, color=points.get_color(), linewidth=1)
-            low, high = axes.get_xlim()
-            bottom = axes.get_ylim()[0]
+            corner = min(lengths), min(costs)
             for slope in (1, 2):
-                grid = np.array([max(low, 1), high])
-                anchor = max(bottom, 1e-9)
-                axes.plot(grid, anchor * (grid / grid[0]) ** slope, color="0.7", linewidth=0.8, linestyle="--")
+                grid = np.array([corner[0], max(lengths)])
+                line = corner[1] * (grid / corner[0]) ** slope
+                axes.plot(grid, line, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             axes.set(xscale="log", yscale="log", xlabel="length", ylabel=label, title=pass_)
             axes.legend(fontsize="small", title="implementation, exponent", title_fontsize="small")
             axes.grid(alpha=0.3)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.attention_cell import Cell
+from benchmarks.attention_cell import Cell, repeated
 from benchmarks.fitting import exponent, local_slopes, terms
 from benchmarks.measuring import quartiles, write
 from jaxarch.attention.cost import crossover, flops, visible_pairs
@@ -124,13 +124,7 @@ def peak_rate(dtype: str) -> float:
 
     x = jnp.ones((2048, 2048), dtype)
     product = jax.jit(lambda x: x @ x)
-    product(x).block_until_ready()
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(seconds)
+    return 2 * 2048**3 / min(repeated(lambda: product(x).block_until_ready(), 9))
 
 
 def overhead() -> float:
@@ -140,12 +134,7 @@ def overhead() -> float:
 
     x = jnp.zeros(8)
     nothing = jax.jit(lambda x: x + 1)
-    seconds = []
-    for _ in range(50):
-        start = time.perf_counter()
-        nothing(x).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+    return float(np.median(repeated(lambda: nothing(x).block_until_ready(), 51)))
 
 
 def validated(records: list[dict[str, Any]], peak: float) -> None:
@@ -159,26 +148,23 @@ def validated(records: list[dict[str, Any]], peak: float) -> None:
 def fits(records: list[dict[str, Any]], idle: float) -> list[dict[str, Any]]:
     out = []
     for name, pass_ in dict.fromkeys((r["implementation"], r["pass"]) for r in records):
-        own = series(records, name, pass_)
-        for quantity, costs in (
-            ("seconds", [r["samples"] for r in own]),
-            ("bytes", [[float(r["peak_bytes"])] for r in own if r["peak_bytes"] > 0]),
-        ):
-            found = (
-                exponent([r["length"] for r in own], costs, idle if quantity == "seconds" else 0.0) if costs else None
-            )
+        for quantity in ("seconds", "bytes"):
+            own = series(records, name, pass_, quantity)
+            lengths = [r["length"] for r in own]
+            costs = [r["samples"] if quantity == "seconds" else [float(r["peak_bytes"])] for r in own]
+            found = exponent(lengths, costs, idle if quantity == "seconds" else 0.0)
             if found is not None:
                 medians = [float(np.median(c)) for c in costs]
-                lengths = [r["length"] for r in own]
                 fit = {"implementation": name, "pass": pass_, "quantity": quantity, **found._asdict()}
                 out.append(fit | {"terms": list(terms(lengths, medians)), "slopes": local_slopes(lengths, medians)})
     return out
 
 
-def series(records: list[dict[str, Any]], name: str, pass_: str) -> list[dict[str, Any]]:
-    return [
-        r for r in records if (r["implementation"], r["pass"]) == (name, pass_) and r["seconds"] and not r["invalid"]
-    ]
+def series(records: list[dict[str, Any]], name: str, pass_: str, quantity: str) -> list[dict[str, Any]]:
+    """The cells of one implementation and pass in which this quantity was measured."""
+    own = [r for r in records if (r["implementation"], r["pass"]) == (name, pass_)]
+    own = [r for r in own if r["seconds"] and not r["invalid"]]
+    return own if quantity == "seconds" else [r for r in own if r["peak_bytes"] > 0]
 
 
 def largest(a: float, b: float, c: float) -> float | None:
@@ -266,7 +252,7 @@ def draw(records: list[dict[str, Any]], found: list[dict[str, Any]], folder: Pat
             axes = figure.add_subplot(1, len(passes), place + 1)
             lengths, costs = [], []
             for name in dict.fromkeys(r["implementation"] for r in records):
-                own = [r for r in series(records, name, pass_) if quantity == "seconds" or r["peak_bytes"] > 0]
+                own = series(records, name, pass_, quantity)
                 if not own:
                     continue
                 n = np.array([r["length"] for r in own], float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -54,9 +55,10 @@ def reset_peak() -> None:
         file.write("5")
 
 
-def repeated(call: Callable[[], Any], cell: Cell) -> list[float]:
+def repeated(call: Callable[[], Any], repeats: int, budget: float = math.inf) -> list[float]:
+    """Seconds of each call: `repeats` of them, fewer once `budget` seconds are spent, but one at least."""
     seconds: list[float] = []
-    while len(seconds) < cell.repeats and (not seconds or sum(seconds) < cell.seconds):
+    while len(seconds) < repeats and (not seconds or sum(seconds) < budget):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
@@ -108,7 +110,7 @@ def ours(cell: Cell) -> dict[str, Any]:
     reset_peak()
     jax.block_until_ready(compiled(*inputs))
     peak = resident("VmHWM") - before
-    seconds = repeated(lambda: jax.block_until_ready(compiled(*inputs)), cell)
+    seconds = repeated(lambda: jax.block_until_ready(compiled(*inputs)), cell.repeats, cell.seconds)
     predicted = None
     if memory is not None:
         predicted = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
@@ -143,8 +145,8 @@ def torch_sdpa(cell: Cell) -> dict[str, Any]:
     call()
     peak = resident("VmHWM") - before
     return {
-        "seconds": repeated(call, cell), "compile_seconds": 0.0, "peak_bytes": peak, "predicted_bytes": None,
-        "versions": f"torch {torch.__version__}",
+        "seconds": repeated(call, cell.repeats, cell.seconds), "compile_seconds": 0.0, "peak_bytes": peak,
+        "predicted_bytes": None, "versions": f"torch {torch.__version__}",
     }  # fmt: skip
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxarch.attention.blocks import blocks_attention
 from jaxarch.attention.blockwise import blockwise_attention
 from jaxarch.attention.dense import dense_attention
-from jaxarch.attention.mask import Mask
+from jaxarch.attention.mask import Mask, counted
 
 Implementation = Literal["auto", "dense", "blocks", "blockwise"]
 
@@ -73,13 +74,17 @@ def attention(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout} is not in [0, 1).")
     mask = Mask(causal, window, q_offset, q_segments, kv_segments, kv_start, kv_length)
+    real = counted(mask, k.shape[1])
+    if real is not None:
+        # A weight of 0 does not keep a NaN out of a product.
+        k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
     dropout_key = dropout_key if dropout else None
     scale_ = q.shape[-1] ** -0.5 if scale is None else scale
     plain = causal and mask.plain and q.shape[1] == k.shape[1]
     plain = plain and bias is None and soft_cap is None and sinks is None and dropout_key is None and not return_lse
     name = chosen(q.shape[1], k.shape[1], plain) if implementation == "auto" else implementation
     if name == "blocks":
-        if not plain or return_lse:
+        if not plain:
             raise ValueError("blocks is causal self-attention with no other option than scale; blockwise has them all.")
         return blocks_attention(q, k, v, scale_)
     function = blockwise_attention if name == "blockwise" else dense_attention

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxarch.attention.dropout import kept
-from jaxarch.attention.mask import MASKED, Mask, counted, visible
+from jaxarch.attention.mask import MASKED, Mask, visible
 
 QUERIES, KEYS = 384, 384  # in a block, as measured on CPU
-
 
 Pair = tuple[Array, Array]  # output, log-sum-exp
 
 
 class Static(NamedTuple):
-    """What decides the program, beside the shapes. length, keys: before they were filled up to whole blocks."""
+    """What decides the program, beside the shapes. keys: their number before they were filled up to whole blocks."""
 
     causal: bool
     window: int | None
@@ -57,17 +56,13 @@ def blockwise_attention(
     block_queries: int = QUERIES,
     block_keys: int = KEYS,
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
-    """As `jaxarch.attention.attention_with_lse`."""
+    """As `jaxarch.attention.attention` with `return_lse`; what `kv_start` and `kv_length` leave out is finite."""
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     group = heads // kv_heads
     block_queries, block_keys = min(block_queries, length), min(block_keys, keys)
     static = Static(mask.causal, mask.window, soft_cap, scale, dropout, keys, block_queries, block_keys)
     fixed = Fixed(mask._replace(causal=False, window=None), dropout_key)
-    real = counted(mask, keys)
-    if real is not None:
-        k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
-
     k, v = (_filled(x.swapaxes(1, 2), 2, block_keys) for x in (k, v))
     q = _filled(q.reshape(batch, length, kv_heads, group, dim).transpose(0, 2, 3, 1, 4), 3, block_queries)
     if bias is not None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxarch.attention.dropout import kept
-from jaxarch.attention.mask import MASKED, Mask, counted, visible
+from jaxarch.attention.mask import MASKED, Mask, visible
 
 
 def dense_attention(
@@ -22,15 +22,10 @@ def dense_attention(
     dropout: float,
     dropout_key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
-    """As `jaxarch.attention.attention_with_lse`."""
+    """As `jaxarch.attention.attention` with `return_lse`; what `kv_start` and `kv_length` leave out is finite."""
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    real = counted(mask, keys)
-    if real is not None:
-        # A weight of 0 does not keep a NaN out of a product.
-        k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
-
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim)
     logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide)
     logits = logits.reshape(batch, heads, length, keys) * scale

@@ -89,12 +89,8 @@ class Checkpoints:
 
     def newest(self, shapes: PyTree, report: Callable[[str], None]) -> tuple[int, PyTree, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are reported, and left aside. None: there is none."""
-        for step in reversed(self.steps()):
-            try:
-                return step, *self.restore(step, shapes)
-            except Damaged as damage:
-                report(damaged(step, damage))
-        return None
+        found = self._newest(lambda step: self.restore(step, shapes), report)
+        return found and (found[0], *found[1])
 
     def best(self) -> int | None:
         """The step whose monitored metric was best, else the newest; None: there is none."""
@@ -108,11 +104,15 @@ class Checkpoints:
 
     def newest_raw(self, report: Callable[[str], None]) -> PyTree | None:
         """As `newest`, the tree alone and as `raw` gives it."""
+        found = self._newest(self.raw, report)
+        return found and found[1]
+
+    def _newest(self, read: Callable[[int], Any], report: Callable[[str], None]) -> tuple[int, Any] | None:
         for step in reversed(self.steps()):
             try:
-                return self.raw(step)
+                return step, read(step)
             except Damaged as damage:
-                report(damaged(step, damage))
+                report(f"the checkpoint of step {step} is damaged ({damage}); trying the one before it")
         return None
 
     def raw(self, step: int) -> PyTree:
@@ -145,10 +145,6 @@ def hush_late_callbacks() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-
-
-def damaged(step: int, damage: Exception) -> str:
-    return f"the checkpoint of step {step} is damaged ({damage}); trying the one before it"
 
 
 def monitored(metrics: dict[str, float]) -> float:

@@ -328,6 +328,7 @@ def keep_assets(experiment: Experiment, folder: Path) -> None:
         partial.mkdir(exist_ok=True)
         experiment.assets(partial)
         partial.rename(place)
+        return
     for name in differing(experiment, place):
         raise ConfigError(f"--resume: the data has changed since the run began: {place / name} differs.")
 

@@ -46,6 +46,13 @@ def test_answers_are_those_that_were_planted():
     assert fastest == "fastest, forward: 512 dense, 1,024 dense, 2,048 dense, 4,096 dense, 8,192 dense"
 
 
+def test_a_cell_whose_memory_is_not_known_still_has_its_time():
+    records = planted()
+    records[0]["peak_bytes"] = 0
+    found = {fit["quantity"]: len(fit["slopes"]) for fit in fits(records, 0.0) if fit["implementation"] == "dense"}
+    assert found == {"seconds": 4, "bytes": 3}
+
+
 def test_a_rate_above_the_machines_is_invalid_and_left_out():
     records = planted()
     records[0]["flops"] = 10**15

@@ -88,6 +88,16 @@ def test_edges_of_the_window(window, causal):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), own, expected)
 
 
+@pytest.mark.parametrize("q_offset", [-1, 3])
+def test_edges_of_the_diagonal(q_offset):
+    """The second block of keys begins where only the last query of a block sees it."""
+    case = (1, 13, 13, 1, 1, 2, 2), set(), None, True, None, q_offset
+    with jax.enable_x64(True):
+        function = partial(blockwise_attention, block_queries=QUERIES, block_keys=KEYS)
+        own, expected = results(function, *case), results(dense_attention, *case)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), own, expected)
+
+
 def gradient(length):
     def loss(x):
         function = partial(blockwise_attention, block_queries=32, block_keys=64)

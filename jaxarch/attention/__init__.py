@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Literal
 
 import jax.numpy as jnp
@@ -11,11 +13,29 @@ from jaxarch.attention.blocks import blocks_attention
 from jaxarch.attention.blockwise import blockwise_attention
 from jaxarch.attention.dense import dense_attention
 from jaxarch.attention.mask import Mask, counted
+from jaxarch.attention.options import Options
+from jaxarch.attention.window import window_attention
 
-Implementation = Literal["auto", "dense", "blocks", "blockwise"]
+Implementation = Literal["auto", "dense", "blocks", "blockwise", "window"]
+
+EVERY = {
+    "causal", "window", "q_offset", "q_segments", "kv_start", "kv_length", "bias", "soft_cap", "sinks", "dropout",
+    "return_lse",
+}  # fmt: skip
+HAS = {
+    "dense": EVERY,
+    "blockwise": EVERY,
+    "blocks": {"causal"},
+    "window": EVERY - {"q_offset", "bias", "dropout"},
+}
+NEEDS = {"blocks": {"causal"}, "window": {"window"}}
+SELF_ATTENTION = {"blocks", "window"}  # as many keys as queries
 
 BLOCKS_LENGTH = 1024  # up to which auto keeps the weights of causal self-attention, rather than make them twice
 DENSE_WEIGHTS = 2**22  # a head's, up to which auto takes dense
+WINDOWS = 4  # in a sequence, from which on auto takes window
+
+log = logging.getLogger(__name__)
 
 
 def attention(
@@ -58,8 +78,9 @@ def attention(
     dropout, dropout_key: the rate at which weights are dropped, where there is a key; the others grow to
         1 / (1 - rate) of themselves.
     implementation: dense holds all [batch, heads, length, keys] weights and has every option, and so has blockwise in
-        O(length) memory; blocks is for causal self-attention with none of the others, leaves out the products that
-        the mask would drop, and keeps the weights; auto takes what is fastest (`chosen` says which).
+        O(length) memory. The others are for self-attention with some of the options: blocks, causal, leaves out the
+        products that the mask would drop and keeps the weights; window takes O(length * window). auto takes what is
+        fastest and has all that is asked for (`chosen` says which).
     return_lse: `(out, lse)`, with the logarithm of the sum of the logits' exponentials, in float32, -inf where no
         key is seen: of two such over parts of the keys the whole can be made.
 
@@ -67,6 +88,8 @@ def attention(
     """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{k.shape[2]} heads of keys do not divide {q.shape[2]} heads of queries.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; give them one type.")
     if window is not None and window < 1:
         raise ValueError(f"a window of {window} holds nothing; 1 is the query's own position.")
     if (q_segments is None) != (kv_segments is None):
@@ -74,26 +97,54 @@ def attention(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout} is not in [0, 1).")
     mask = Mask(causal, window, q_offset, q_segments, kv_segments, kv_start, kv_length)
+    options = Options(mask, q.shape[-1] ** -0.5 if scale is None else scale, bias, soft_cap, sinks, dropout)
+    options = options._replace(dropout_key=dropout_key if dropout else None)
+    on = options.on | ({"return_lse"} if return_lse else set())
+    if implementation == "auto":
+        name = chosen(q.shape[1], k.shape[1], on, window)
+        _say(name, q.shape, k.shape, tuple(sorted(on)))
+    else:
+        name = implementation
+        reason = unfit(name, q.shape[1], k.shape[1], on)
+        if reason is not None:
+            raise ValueError(f"{reason}; blockwise has all options.")
     real = counted(mask, k.shape[1])
     if real is not None:
         # A weight of 0 does not keep a NaN out of a product.
         k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
-    dropout_key = dropout_key if dropout else None
-    scale_ = q.shape[-1] ** -0.5 if scale is None else scale
-    plain = causal and mask.plain and q.shape[1] == k.shape[1]
-    plain = plain and bias is None and soft_cap is None and sinks is None and dropout_key is None and not return_lse
-    name = chosen(q.shape[1], k.shape[1], plain) if implementation == "auto" else implementation
     if name == "blocks":
-        if not plain:
-            raise ValueError("blocks is causal self-attention with no other option than scale; blockwise has them all.")
-        return blocks_attention(q, k, v, scale_)
-    function = blockwise_attention if name == "blockwise" else dense_attention
-    out, lse = function(q, k, v, mask, bias, soft_cap, sinks, scale_, dropout, dropout_key)
+        return blocks_attention(q, k, v, options)
+    function = {"dense": dense_attention, "blockwise": blockwise_attention, "window": window_attention}[name]
+    out, lse = function(q, k, v, options)
     return (out, lse) if return_lse else out
 
 
-def chosen(length: int, keys: int, plain: bool) -> Implementation:
-    """What auto takes for this many queries and keys. plain: causal self-attention without other options."""
-    if plain and length <= BLOCKS_LENGTH:
-        return "blocks"
-    return "dense" if length * keys <= DENSE_WEIGHTS else "blockwise"
+def unfit(name: str, length: int, keys: int, on: set[str]) -> str | None:
+    """Why this implementation cannot do this; None where it can. on: the options in use, as `attention` names them."""
+    if name not in HAS:
+        return f"there is no implementation {name!r}: {', '.join(HAS)}"
+    lacking = sorted(on - HAS[name])
+    if lacking:
+        return f"{name} lacks {', '.join(lacking)}"
+    needed = sorted(NEEDS.get(name, set()) - on)
+    if needed:
+        return f"{name} needs {', '.join(needed)}"
+    if name in SELF_ATTENTION and length != keys:
+        return f"{name} is for as many keys as queries, not for {keys} and {length}"
+    return None
+
+
+def chosen(length: int, keys: int, on: set[str], window: int | None = None) -> str:
+    """What auto takes for this many queries and keys with these options in use, as `attention` names them."""
+    order = ["dense", "blockwise"] if length * keys <= DENSE_WEIGHTS else ["blockwise"]
+    if length <= BLOCKS_LENGTH:
+        order.insert(0, "blocks")
+    if window is not None and length >= WINDOWS * window:
+        order.insert(0, "window")
+    return next(name for name in order if unfit(name, length, keys, on) is None)
+
+
+@functools.cache
+def _say(name: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], on: tuple[str, ...]) -> None:
+    """Once for each kind of call."""
+    log.info("attention %s x %s with %s: %s", q_shape, k_shape, ", ".join(on) or "no option", name)

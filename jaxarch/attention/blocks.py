@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxarch.attention.options import Options
+
 BLOCK = 64  # queries; the last block may be shorter
 
 
@@ -17,13 +19,13 @@ def blocks_attention(
     q: Float[Array, "batch length heads dim"],
     k: Float[Array, "batch length kv_heads dim"],
     v: Float[Array, "batch length kv_heads width"],
-    scale: float,
+    options: Options,
 ) -> Float[Array, "batch length heads width"]:
-    """As `jaxarch.attention.attention` with `causal` and nothing else."""
+    """As `jaxarch.attention.attention` with `causal` and `scale`, and nothing else, for as many keys as queries."""
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
-    q = q * jnp.asarray(scale, q.dtype)
+    q = q * jnp.asarray(options.scale, q.dtype)
     out = _causal(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
     return out.transpose(0, 2, 1, 3)
 

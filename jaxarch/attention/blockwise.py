@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxarch.attention.dense import grouped, merged, products, split
 from jaxarch.attention.dropout import kept
 from jaxarch.attention.mask import MASKED, Mask, visible
+from jaxarch.attention.options import Options
 
-QUERIES, KEYS = 384, 384  # in a block, as measured on CPU
+QUERIES, KEYS = 512, 256  # in a block, as measured on CPU
 
 Pair = tuple[Array, Array]  # output, log-sum-exp
 
@@ -46,35 +48,27 @@ def blockwise_attention(
     q: Float[Array, "batch length heads dim"],
     k: Float[Array, "batch keys kv_heads dim"],
     v: Float[Array, "batch keys kv_heads width"],
-    mask: Mask,
-    bias: Float[Array, "#batch #heads #length #keys"] | None,
-    soft_cap: float | None,
-    sinks: Float[Array, "heads"] | None,
-    scale: float,
-    dropout: float,
-    dropout_key: Key[Array, ""] | None,
+    options: Options,
     block_queries: int = QUERIES,
     block_keys: int = KEYS,
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
-    """As `jaxarch.attention.attention` with `return_lse`; what `kv_start` and `kv_length` leave out is finite."""
-    batch, length, heads, dim = q.shape
-    keys, kv_heads = k.shape[1:3]
-    group = heads // kv_heads
+    """As `jaxarch.attention.attention` with `return_lse`."""
+    mask, scale, bias, soft_cap, sinks, dropout, dropout_key = options
+    length, keys = q.shape[1], k.shape[1]
     block_queries, block_keys = min(block_queries, length), min(block_keys, keys)
     static = Static(mask.causal, mask.window, soft_cap, scale, dropout, keys, block_queries, block_keys)
     fixed = Fixed(mask._replace(causal=False, window=None), dropout_key)
-    k, v = (_filled(x.swapaxes(1, 2), 2, block_keys) for x in (k, v))
-    q = _filled(q.reshape(batch, length, kv_heads, group, dim).transpose(0, 2, 3, 1, 4), 3, block_queries)
+    q, k, v = split(q, k, v)
+    kv_heads, group = q.shape[1:3]
+    q, k, v = _filled(q, 3, block_queries), _filled(k, 2, block_keys), _filled(v, 2, block_keys)
     if bias is not None:
         bias = bias if bias.shape[2] == 1 else _filled(bias, 2, block_queries)
         bias = bias if bias.shape[3] == 1 else _filled(bias, 3, block_keys)
-        shared = bias.shape[1] == 1
-        bias = bias.reshape(bias.shape[0], *((1, 1) if shared else (kv_heads, group)), *bias.shape[2:])
+        bias = grouped(bias, kv_heads, group)
     if sinks is not None:
         sinks = sinks.reshape(kv_heads, group)
     out, lse = cast(Pair, _attend(static, fixed, q, k, v, bias, sinks))
-    out = out[:, :, :, :length].transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, -1)
-    return out, lse[..., :length].transpose(0, 3, 1, 2).reshape(batch, length, heads)
+    return merged(out[:, :, :, :length]), merged(lse[..., :length, None])[..., 0]
 
 
 def _filled(x: Array, axis: int, block: int) -> Array:
@@ -141,7 +135,7 @@ class Block(NamedTuple):
 def _block(static: Static, fixed: Fixed, q: Array, k: Array, bias: Array | None, i: Array, j: Array) -> Block:
     batch, kv_heads, group = q.shape[:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=wide) * static.scale
+    logits = products(q, k, wide) * static.scale
     capped = None
     if static.soft_cap is not None:
         logits = capped = static.soft_cap * jnp.tanh(logits / static.soft_cap)
@@ -157,7 +151,7 @@ def _block(static: Static, fixed: Fixed, q: Array, k: Array, bias: Array | None,
     dropped = None
     if fixed.dropout_key is not None:
         dropped = kept(fixed.dropout_key, static.dropout, batch, kv_heads * group, queries, keys)
-        dropped = dropped.reshape(batch, kv_heads, group, *dropped.shape[2:])
+        dropped = grouped(dropped, kv_heads, group)
     return Block(logits, capped, dropped)
 
 
@@ -182,7 +176,7 @@ def _attend(
             if block.kept is not None:
                 weights = weights * block.kept
             values = _part(v, 2, j, static.block_keys)
-            more = jnp.einsum("bkgts,bksw->bkgtw", weights.astype(v.dtype), values, preferred_element_type=wide)
+            more = products(weights.astype(v.dtype), values.swapaxes(2, 3), wide)
             return new_top, total, out * shrink[..., None] + more
 
         shape = batch, kv_heads, group, static.block_queries
@@ -223,7 +217,7 @@ def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> 
             row_lse, row_delta = (_part(x, 3, i, static.block_queries)[..., None] for x in (finite_lse, delta))
             block = _block(static, fixed, queries, keys, bias, i, j)
             weights = jnp.exp(block.logits - row_lse)
-            d_weights = jnp.einsum("bkgtw,bksw->bkgts", d_rows, values, preferred_element_type=wide)
+            d_weights = products(d_rows, values, wide)
             dropped = weights
             if block.kept is not None:
                 dropped, d_weights = weights * block.kept, d_weights * block.kept
@@ -235,7 +229,7 @@ def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> 
                 d_logits *= 1 - jnp.square(block.capped / static.soft_cap)
             d_logits = (d_logits * static.scale).astype(q.dtype)
             d_k += jnp.einsum("bkgts,bkgtd->bksd", d_logits, queries, preferred_element_type=wide)
-            more = jnp.einsum("bkgts,bksd->bkgtd", d_logits, keys, preferred_element_type=wide)
+            more = products(d_logits, keys.swapaxes(2, 3), wide)
             start = i * static.block_queries
             d_q = jax.lax.dynamic_update_slice_in_dim(d_q, _part(d_q, 3, i, static.block_queries) + more, start, 3)
             return d_q, d_bias, d_k, d_v

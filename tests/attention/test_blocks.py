@@ -35,9 +35,9 @@ def test_auto_takes_blocks_and_they_refuse_what_they_lack():
     x = jnp.ones((1, 8, 2, 4))
     compiled = str(jax.make_jaxpr(lambda x: attention(x, x, x, causal=True))(x))
     assert "custom_vjp" in compiled
-    with pytest.raises(ValueError, match="blockwise has them all"):
+    with pytest.raises(ValueError, match="blocks lacks soft_cap; blockwise has"):
         attention(x, x, x, causal=True, soft_cap=5.0, implementation="blocks")
-    with pytest.raises(ValueError, match="blockwise has them all"):
+    with pytest.raises(ValueError, match="blocks needs causal; blockwise has"):
         attention(x, x, x, implementation="blocks")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxarch.attention.cost import crossover, flops, projection_flops, visible_pairs
 from jaxarch.attention.dense import dense_attention
 from jaxarch.attention.mask import Mask, visible
+from jaxarch.attention.options import Options
 
 
 @given(
@@ -43,7 +44,7 @@ def test_operations_are_those_that_the_compiler_counts(pass_):
     arrays = [jnp.ones(shape) for shape in shapes]
 
     def out(q, k, v):
-        return dense_attention(q, k, v, Mask(), None, None, None, 1.0, 0.0, None)[0]
+        return dense_attention(q, k, v, Options(Mask(), 1.0))[0]
 
     function = out if pass_ == "forward" else jax.value_and_grad(lambda *qkv: out(*qkv).sum(), argnums=(0, 1, 2))
     counted = jax.jit(function).lower(*arrays).cost_analysis()["flops"]

@@ -15,6 +15,7 @@ from jaxarch.attention.mask import Mask
 from jaxarch.attention.options import Options
 
 EVERY = ("segments", "kv_start", "kv_length", "sinks", "soft_cap", "dropout", "bias")
+WINDOWS = st.none() | st.integers(1, 9)
 
 
 class Case(NamedTuple):
@@ -35,7 +36,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw, lengths, options=EVERY, windows=st.none() | st.integers(1, 9), self_attention=False):
+def cases(draw, lengths, options=EVERY, windows=WINDOWS, self_attention=False):
     """lengths: say one, block - 1, block, block + 1, primes. self_attention: as many keys as queries, no offset."""
     length = draw(st.sampled_from(lengths))
     keys = length if self_attention else draw(st.sampled_from(lengths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +37,20 @@ hypothesis.settings.load_profile("jaxarch")
 
 STARTED = time.monotonic()
 BUDGET = float(os.environ.get("JAXARCH_TEST_SECONDS", "inf"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test marked `devices(n)` runs in a process of its own, which has n of them: in all others there is one."""
+    marker = pyfuncitem.get_closest_marker("devices")
+    flag = "--xla_force_host_platform_device_count="
+    if marker is None or flag in os.environ.get("XLA_FLAGS", ""):
+        return None
+    environment = os.environ | {"XLA_FLAGS": flag + str(marker.args[0]), "JAXARCH_TEST_SECONDS": "inf"}
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", "", pyfuncitem.nodeid]
+    done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)

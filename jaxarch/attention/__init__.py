@@ -14,22 +14,27 @@ from jaxarch.attention.blockwise import blockwise_attention
 from jaxarch.attention.dense import dense_attention
 from jaxarch.attention.mask import Mask, counted
 from jaxarch.attention.options import Options
+from jaxarch.attention.ring import ring_attention
 from jaxarch.attention.window import window_attention
 
-Implementation = Literal["auto", "dense", "blocks", "blockwise", "window"]
+Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring"]
 
 EVERY = {
     "causal", "window", "q_offset", "q_segments", "kv_start", "kv_length", "bias", "soft_cap", "sinks", "dropout",
     "return_lse",
+}  # fmt: skip
+FUNCTIONS = {
+    "dense": dense_attention, "blockwise": blockwise_attention, "window": window_attention, "ring": ring_attention
 }  # fmt: skip
 HAS = {
     "dense": EVERY,
     "blockwise": EVERY,
     "blocks": {"causal"},
     "window": EVERY - {"q_offset", "bias", "dropout"},
+    "ring": {"causal", "window", "q_segments", "soft_cap", "sinks", "return_lse", "axis"},
 }
-NEEDS = {"blocks": {"causal"}, "window": {"window"}}
-SELF_ATTENTION = {"blocks", "window"}  # as many keys as queries
+NEEDS = {"blocks": {"causal"}, "window": {"window"}, "ring": {"axis"}}
+SELF_ATTENTION = {"blocks", "window", "ring"}  # as many keys as queries
 
 BLOCKS_LENGTH = 1024  # up to which auto keeps the weights of causal self-attention, rather than make them twice
 DENSE_WEIGHTS = 2**22  # a head's, up to which auto takes dense
@@ -56,6 +61,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
+    axis: str | None = None,
     implementation: Implementation = "auto",
     return_lse: bool = False,
 ) -> Float[Array, "batch length heads width"] | tuple[Array, Float[Array, "batch length heads"]]:
@@ -77,10 +83,12 @@ def attention(
     scale: of the logits; dim ** -0.5 where None.
     dropout, dropout_key: the rate at which weights are dropped, where there is a key; the others grow to
         1 / (1 - rate) of themselves.
+    axis: inside a `jax.shard_map`, the mesh axis over which the length is cut. q, k, v and the segments are then the
+        device's own part, and so is the result.
     implementation: dense holds all [batch, heads, length, keys] weights and has every option, and so has blockwise in
         O(length) memory. The others are for self-attention with some of the options: blocks, causal, leaves out the
-        products that the mask would drop and keeps the weights; window takes O(length * window). auto takes what is
-        fastest and has all that is asked for (`chosen` says which).
+        products that the mask would drop and keeps the weights; window takes O(length * window); ring is for
+        an axis. auto takes what is fastest and has all that is asked for (`chosen` says which).
     return_lse: `(out, lse)`, with the logarithm of the sum of the logits' exponentials, in float32, -inf where no
         key is seen: of two such over parts of the keys the whole can be made.
 
@@ -98,24 +106,23 @@ def attention(
         raise ValueError(f"dropout {dropout} is not in [0, 1).")
     mask = Mask(causal, window, q_offset, q_segments, kv_segments, kv_start, kv_length)
     options = Options(mask, q.shape[-1] ** -0.5 if scale is None else scale, bias, soft_cap, sinks, dropout)
-    options = options._replace(dropout_key=dropout_key if dropout else None)
+    options = options._replace(dropout_key=dropout_key if dropout else None, axis=axis)
     on = options.on | ({"return_lse"} if return_lse else set())
     if implementation == "auto":
         name = chosen(q.shape[1], k.shape[1], on, window)
         _say(name, q.shape, k.shape, tuple(sorted(on)))
     else:
         name = implementation
-        reason = unfit(name, q.shape[1], k.shape[1], on)
-        if reason is not None:
-            raise ValueError(f"{reason}; blockwise has all options.")
+    reason = unfit(name, q.shape[1], k.shape[1], on)
+    if reason is not None:
+        raise ValueError(f"{reason}; blockwise has all options but axis.")
     real = counted(mask, k.shape[1])
     if real is not None:
         # A weight of 0 does not keep a NaN out of a product.
         k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
     if name == "blocks":
         return blocks_attention(q, k, v, options)
-    function = {"dense": dense_attention, "blockwise": blockwise_attention, "window": window_attention}[name]
-    out, lse = function(q, k, v, options)
+    out, lse = FUNCTIONS[name](q, k, v, options)
     return (out, lse) if return_lse else out
 
 
@@ -136,6 +143,8 @@ def unfit(name: str, length: int, keys: int, on: set[str]) -> str | None:
 
 def chosen(length: int, keys: int, on: set[str], window: int | None = None) -> str:
     """What auto takes for this many queries and keys with these options in use, as `attention` names them."""
+    if "axis" in on:
+        return "ring"
     order = ["dense", "blockwise"] if length * keys <= DENSE_WEIGHTS else ["blockwise"]
     if length <= BLOCKS_LENGTH:
         order.insert(0, "blocks")

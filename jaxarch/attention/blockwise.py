@@ -8,10 +8,11 @@ the mask shows nothing are not visited.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from jaxarch.attention.dense import grouped, merged, products, split
@@ -22,6 +23,7 @@ from jaxarch.attention.options import Options
 QUERIES, KEYS = 512, 256  # in a block, as measured on CPU
 
 Pair = tuple[Array, Array]  # output, log-sum-exp
+Saved = tuple[Any, Array, Array, Array, Array | None, Array | None, Array, Array]  # arguments of attend, its results
 
 
 class Static(NamedTuple):
@@ -53,25 +55,25 @@ def blockwise_attention(
     block_keys: int = KEYS,
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch length heads"]]:
     """As `jaxarch.attention.attention` with `return_lse`."""
-    mask, scale, bias, soft_cap, sinks, dropout, dropout_key = options
+    mask, scale, bias, soft_cap, sinks, dropout, dropout_key, _ = options
     length, keys = q.shape[1], k.shape[1]
     block_queries, block_keys = min(block_queries, length), min(block_keys, keys)
     static = Static(mask.causal, mask.window, soft_cap, scale, dropout, keys, block_queries, block_keys)
     fixed = Fixed(mask._replace(causal=False, window=None), dropout_key)
     q, k, v = split(q, k, v)
     kv_heads, group = q.shape[1:3]
-    q, k, v = _filled(q, 3, block_queries), _filled(k, 2, block_keys), _filled(v, 2, block_keys)
+    q, k, v = filled(q, 3, block_queries), filled(k, 2, block_keys), filled(v, 2, block_keys)
     if bias is not None:
-        bias = bias if bias.shape[2] == 1 else _filled(bias, 2, block_queries)
-        bias = bias if bias.shape[3] == 1 else _filled(bias, 3, block_keys)
+        bias = bias if bias.shape[2] == 1 else filled(bias, 2, block_queries)
+        bias = bias if bias.shape[3] == 1 else filled(bias, 3, block_keys)
         bias = grouped(bias, kv_heads, group)
     if sinks is not None:
         sinks = sinks.reshape(kv_heads, group)
-    out, lse = cast(Pair, _attend(static, fixed, q, k, v, bias, sinks))
+    out, lse = cast(Pair, attend(static, fixed, q, k, v, bias, sinks))
     return merged(out[:, :, :, :length]), merged(lse[..., :length, None])[..., 0]
 
 
-def _filled(x: Array, axis: int, block: int) -> Array:
+def filled(x: Array, axis: int, block: int) -> Array:
     """With zeros up to whole blocks."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % block)
@@ -83,6 +85,11 @@ def _filled(x: Array, axis: int, block: int) -> Array:
 
 def _part(x: Array, axis: int, number: Int[Array, ""], block: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, number * block, block, axis)
+
+
+def _like(x: Array, shape: tuple[int, ...], dtype: DTypeLike, value: float = 0.0) -> Array:
+    """Filled with the value; inside a shard_map it varies over the same devices as x, as a loop's carry must."""
+    return jax.lax.full_like(x, value, dtype, shape)
 
 
 def _key_range(static: Static, mask: Mask, i: Int[Array, ""], blocks: int) -> tuple[Array, Array]:
@@ -156,7 +163,7 @@ def _block(static: Static, fixed: Fixed, q: Array, k: Array, bias: Array | None,
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
+def attend(
     static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
 ) -> tuple[Array, Array]:
     batch, kv_heads, group, length, _ = q.shape
@@ -181,11 +188,11 @@ def _attend(
 
         shape = batch, kv_heads, group, static.block_queries
         # Half of MASKED: whatever is hidden lies so far below that its weight is exactly 0.
-        top, total = jnp.full(shape, MASKED / 2, wide), jnp.zeros(shape, wide)
+        top, total = _like(q, shape, wide, MASKED / 2), _like(q, shape, wide)
         if sinks is not None:
-            top, total = jnp.broadcast_to(sinks.astype(wide)[..., None], shape), jnp.ones(shape, wide)
+            top, total = top * 0 + sinks.astype(wide)[..., None], total + 1
         low, high = _key_range(static, fixed.mask, i, key_blocks)
-        top, total, out = jax.lax.fori_loop(low, high, meet, (top, total, jnp.zeros((*shape, v.shape[-1]), wide)))
+        top, total, out = jax.lax.fori_loop(low, high, meet, (top, total, _like(q, (*shape, v.shape[-1]), wide)))
         nothing = total == 0
         out = out / jnp.where(nothing, 1, total)[..., None]
         return out.astype(v.dtype), jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
@@ -194,12 +201,25 @@ def _attend(
     return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:4], -1), jnp.moveaxis(lse, 0, 3).reshape(q.shape[:4])
 
 
-def _forward(static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None):
-    out, lse = cast(Pair, _attend(static, fixed, q, k, v, bias, sinks))
+def _forward(
+    static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
+) -> tuple[Pair, Saved]:
+    out, lse = cast(Pair, attend(static, fixed, q, k, v, bias, sinks))
     return (out, lse), (fixed, q, k, v, bias, sinks, out, lse)
 
 
-def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> tuple:
+def _backward(static: Static, saved: Saved, cotangents: Pair) -> tuple:
+    def narrow(d: Array | None, x: Array | None) -> Array | None:
+        return None if d is None or x is None else d.astype(x.dtype)
+
+    return None, *map(narrow, gradients(static, saved, cotangents), saved[1:6])
+
+
+def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """Of queries, keys, values, bias and sinks, in float32 at least.
+
+    Where out and lse are those over more keys than these, the shares of these keys in the gradients.
+    """
     fixed, q, k, v, bias, sinks, out, lse = saved
     d_out, d_lse = cotangents
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -234,12 +254,12 @@ def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> 
             d_q = jax.lax.dynamic_update_slice_in_dim(d_q, _part(d_q, 3, i, static.block_queries) + more, start, 3)
             return d_q, d_bias, d_k, d_v
 
-        zeros = jnp.zeros(keys.shape, wide), jnp.zeros(values.shape, wide)
+        zeros = _like(q, keys.shape, wide), _like(q, values.shape, wide)
         low, high = _query_range(static, fixed.mask, j, query_blocks)
         d_q, d_bias, d_k, d_v = jax.lax.fori_loop(low, high, meet, (*carry, *zeros))
-        return (d_q, d_bias), (d_k.astype(k.dtype), d_v.astype(v.dtype))
+        return (d_q, d_bias), (d_k, d_v)
 
-    first = jnp.zeros(q.shape, wide), None if bias is None else jnp.zeros(bias.shape, wide)
+    first = _like(q, q.shape, wide), None if bias is None else _like(q, bias.shape, wide)
     (d_q, d_bias), (d_k, d_v) = jax.lax.scan(
         columns, first, jnp.arange(k.shape[2] // static.block_keys, dtype=jnp.int32)
     )
@@ -247,10 +267,8 @@ def _backward(static: Static, saved: tuple, cotangents: tuple[Array, Array]) -> 
     d_sinks = None
     if sinks is not None:
         share = jnp.exp(sinks.astype(wide)[..., None] - lse)
-        d_sinks = -(share * delta).sum(axis=(0, 3)).astype(sinks.dtype)
-    if bias is not None and d_bias is not None:
-        d_bias = d_bias.astype(bias.dtype)
-    return None, d_q.astype(q.dtype), d_k, d_v, d_bias, d_sinks
+        d_sinks = -(share * delta).sum(axis=(0, 3))
+    return d_q, d_k, d_v, d_bias, d_sinks
 
 
 def _add_bias(static: Static, d_bias: Array, d_logits: Array, i: Array, j: Array) -> Array:
@@ -264,4 +282,4 @@ def _add_bias(static: Static, d_bias: Array, d_logits: Array, i: Array, j: Array
     return jax.lax.dynamic_update_slice(d_bias, own + more, places)
 
 
-_attend.defvjp(_forward, _backward)
+attend.defvjp(_forward, _backward)

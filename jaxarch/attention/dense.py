@@ -66,7 +66,7 @@ def by_heads(
     v: Float[Array, "batch kv_heads keys width"],
     options: Options,
 ) -> tuple[Float[Array, "batch kv_heads group length width"], Float[Array, "batch kv_heads group length"]]:
-    mask, scale, bias, soft_cap, sinks, dropout, dropout_key = options
+    mask, scale, bias, soft_cap, sinks, dropout, dropout_key, _ = options
     batch, kv_heads, group, length, _ = q.shape
     queries, keys = jnp.arange(length), jnp.arange(k.shape[2])
     wide = jnp.promote_types(q.dtype, jnp.float32)

@@ -23,6 +23,7 @@ class Options(NamedTuple):
     sinks: Float[Array, "heads"] | None = None
     dropout: float = 0.0
     dropout_key: Key[Array, ""] | None = None
+    axis: str | None = None
 
     @property
     def on(self) -> set[str]:
@@ -31,7 +32,7 @@ class Options(NamedTuple):
         values = {
             "causal": mask.causal or None, "window": mask.window, "q_segments": mask.q_segments,
             "kv_start": mask.kv_start, "kv_length": mask.kv_length, "bias": self.bias, "soft_cap": self.soft_cap,
-            "sinks": self.sinks, "dropout": self.dropout_key,
+            "sinks": self.sinks, "dropout": self.dropout_key, "axis": self.axis,
             "q_offset": None if isinstance(offset, int) and offset == 0 else offset,
         }  # fmt: skip
         return {name for name, value in values.items() if value is not None}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jaxarch.attention.dense import grouped, merged, products, split
+from jaxarch.attention.dense import grouped, products
 from jaxarch.attention.dropout import kept
 from jaxarch.attention.mask import MASKED, Mask, visible
 from jaxarch.attention.options import Options
@@ -60,17 +60,14 @@ def blockwise_attention(
     block_queries, block_keys = min(block_queries, length), min(block_keys, keys)
     static = Static(mask.causal, mask.window, soft_cap, scale, dropout, keys, block_queries, block_keys)
     fixed = Fixed(mask._replace(causal=False, window=None), dropout_key)
-    q, k, v = split(q, k, v)
-    kv_heads, group = q.shape[1:3]
-    q, k, v = filled(q, 3, block_queries), filled(k, 2, block_keys), filled(v, 2, block_keys)
+    kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
+    q, k, v = filled(q, 1, block_queries), filled(k, 1, block_keys), filled(v, 1, block_keys)
     if bias is not None:
         bias = bias if bias.shape[2] == 1 else filled(bias, 2, block_queries)
         bias = bias if bias.shape[3] == 1 else filled(bias, 3, block_keys)
         bias = grouped(bias, kv_heads, group)
-    if sinks is not None:
-        sinks = sinks.reshape(kv_heads, group)
     out, lse = cast(Pair, attend(static, fixed, q, k, v, bias, sinks))
-    return merged(out[:, :, :, :length]), merged(lse[..., :length, None])[..., 0]
+    return out[:, :length], lse[:, :length]
 
 
 def filled(x: Array, axis: int, block: int) -> Array:
@@ -80,11 +77,28 @@ def filled(x: Array, axis: int, block: int) -> Array:
     return jnp.pad(x, widths)
 
 
-# From here on queries are [batch, kv_heads, group, length, dim], keys and values [batch, kv_heads, keys, dim or width].
+# From here on the lengths are whole blocks, and a bias is [batch, kv_heads, group, length, keys].
 
 
 def _part(x: Array, axis: int, number: Int[Array, ""], block: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, number * block, block, axis)
+
+
+def _by_heads(x: Array, kv_heads: int) -> Array:
+    """From [batch, queries, heads, ...] to [batch, kv_heads, group, queries, ...]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:]), 1, 3)
+
+
+def _laid(x: Array) -> Array:
+    """Back from `_by_heads`."""
+    x = jnp.moveaxis(x, 3, 1)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def _stacked(x: Array) -> Array:
+    """Blocks in a leading axis put one after another, along the axis after the batch."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _like(x: Array, shape: tuple[int, ...], dtype: DTypeLike, value: float = 0.0) -> Array:
@@ -166,12 +180,14 @@ def _block(static: Static, fixed: Fixed, q: Array, k: Array, bias: Array | None,
 def attend(
     static: Static, fixed: Fixed, q: Array, k: Array, v: Array, bias: Array | None, sinks: Array | None
 ) -> tuple[Array, Array]:
-    batch, kv_heads, group, length, _ = q.shape
-    key_blocks = k.shape[2] // static.block_keys
+    batch, length, heads, _ = q.shape
+    kv_heads, key_blocks = k.shape[2], k.shape[1] // static.block_keys
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    # What the inner loop reads again and again is laid out for it; all else is read as it lies, and costs no memory.
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def rows(i: Array) -> tuple[Array, Array]:
-        queries = _part(q, 3, i, static.block_queries)
+        queries = _by_heads(_part(q, 1, i, static.block_queries), kv_heads)
 
         def meet(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, out = carry
@@ -186,19 +202,20 @@ def attend(
             more = products(weights.astype(v.dtype), values.swapaxes(2, 3), wide)
             return new_top, total, out * shrink[..., None] + more
 
-        shape = batch, kv_heads, group, static.block_queries
+        shape = batch, kv_heads, heads // kv_heads, static.block_queries
         # Half of MASKED: whatever is hidden lies so far below that its weight is exactly 0.
         top, total = _like(q, shape, wide, MASKED / 2), _like(q, shape, wide)
         if sinks is not None:
-            top, total = top * 0 + sinks.astype(wide)[..., None], total + 1
+            top, total = top * 0 + sinks.astype(wide).reshape(kv_heads, -1)[..., None], total + 1
         low, high = _key_range(static, fixed.mask, i, key_blocks)
         top, total, out = jax.lax.fori_loop(low, high, meet, (top, total, _like(q, (*shape, v.shape[-1]), wide)))
         nothing = total == 0
         out = out / jnp.where(nothing, 1, total)[..., None]
-        return out.astype(v.dtype), jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
+        lse = jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
+        return _laid(out.astype(v.dtype)), _laid(lse)
 
     out, lse = jax.lax.map(rows, jnp.arange(length // static.block_queries, dtype=jnp.int32))
-    return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:4], -1), jnp.moveaxis(lse, 0, 3).reshape(q.shape[:4])
+    return _stacked(out), _stacked(lse)
 
 
 def _forward(
@@ -223,18 +240,19 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
     fixed, q, k, v, bias, sinks, out, lse = saved
     d_out, d_lse = cotangents
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    query_blocks = q.shape[3] // static.block_queries
+    kv_heads, query_blocks = k.shape[2], q.shape[1] // static.block_queries
     # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4), the log-sum-exp's the weights.
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1) - d_lse
     finite_lse = jnp.where(jnp.isneginf(lse), 0, lse)  # of a row that sees nothing: its weights become 0
+    by_q, by_d_out, by_lse, by_delta = (_by_heads(x, kv_heads) for x in (q, d_out, finite_lse, delta))
 
     def columns(carry: tuple, j: Array) -> tuple[tuple, tuple[Array, Array]]:
-        keys, values = _part(k, 2, j, static.block_keys), _part(v, 2, j, static.block_keys)
+        keys, values = (_part(x, 1, j, static.block_keys).swapaxes(1, 2) for x in (k, v))
 
         def meet(i: Array, carry: tuple) -> tuple:
             d_q, d_bias, d_k, d_v = carry
-            queries, d_rows = (_part(x, 3, i, static.block_queries) for x in (q, d_out))
-            row_lse, row_delta = (_part(x, 3, i, static.block_queries)[..., None] for x in (finite_lse, delta))
+            queries, d_rows = (_part(x, 3, i, static.block_queries) for x in (by_q, by_d_out))
+            row_lse, row_delta = (_part(x, 3, i, static.block_queries)[..., None] for x in (by_lse, by_delta))
             block = _block(static, fixed, queries, keys, bias, i, j)
             weights = jnp.exp(block.logits - row_lse)
             d_weights = products(d_rows, values, wide)
@@ -250,25 +268,21 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
             d_logits = (d_logits * static.scale).astype(q.dtype)
             d_k += jnp.einsum("bkgts,bkgtd->bksd", d_logits, queries, preferred_element_type=wide)
             more = products(d_logits, keys.swapaxes(2, 3), wide)
-            start = i * static.block_queries
-            d_q = jax.lax.dynamic_update_slice_in_dim(d_q, _part(d_q, 3, i, static.block_queries) + more, start, 3)
+            more = _part(d_q, 1, i, static.block_queries) + _laid(more)
+            d_q = jax.lax.dynamic_update_slice_in_dim(d_q, more, i * static.block_queries, 1)
             return d_q, d_bias, d_k, d_v
 
         zeros = _like(q, keys.shape, wide), _like(q, values.shape, wide)
         low, high = _query_range(static, fixed.mask, j, query_blocks)
         d_q, d_bias, d_k, d_v = jax.lax.fori_loop(low, high, meet, (*carry, *zeros))
-        return (d_q, d_bias), (d_k, d_v)
+        return (d_q, d_bias), (d_k.swapaxes(1, 2), d_v.swapaxes(1, 2))
 
     first = _like(q, q.shape, wide), None if bias is None else _like(q, bias.shape, wide)
     (d_q, d_bias), (d_k, d_v) = jax.lax.scan(
-        columns, first, jnp.arange(k.shape[2] // static.block_keys, dtype=jnp.int32)
+        columns, first, jnp.arange(k.shape[1] // static.block_keys, dtype=jnp.int32)
     )
-    d_k, d_v = (jnp.moveaxis(d, 0, 2).reshape(x.shape) for d, x in ((d_k, k), (d_v, v)))
-    d_sinks = None
-    if sinks is not None:
-        share = jnp.exp(sinks.astype(wide)[..., None] - lse)
-        d_sinks = -(share * delta).sum(axis=(0, 3))
-    return d_q, d_k, d_v, d_bias, d_sinks
+    d_sinks = None if sinks is None else -(jnp.exp(sinks.astype(wide) - lse) * delta).sum(axis=(0, 1))
+    return d_q, _stacked(d_k), _stacked(d_v), d_bias, d_sinks
 
 
 def _add_bias(static: Static, d_bias: Array, d_logits: Array, i: Array, j: Array) -> Array:

@@ -14,10 +14,9 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxarch.attention.blockwise import KEYS, QUERIES, Fixed, Pair, Static, attend, filled, gradients
-from jaxarch.attention.dense import merged, split
 from jaxarch.attention.mask import Mask
 from jaxarch.attention.options import Options
 
@@ -57,22 +56,20 @@ def ring_attention(
     static = Static(mask.causal, mask.window, options.soft_cap, options.scale, 0.0, length, block_queries, block_keys)
     ring = Ring(axis, static, halves, length)
 
-    def dealt(x: Array, dim: int) -> Halves:
-        return deal(x, dim, axis) if halves == 2 else (x,)
+    def dealt(x: Array) -> Halves:
+        return deal(x, axis) if halves == 2 else (x,)
 
-    q, k, v = split(q, k, v)
-    queries = tuple(filled(x, 3, block_queries) for x in dealt(q, 3))
-    keys, values = (tuple(filled(y, 2, block_keys) for y in dealt(x, 2)) for x in (k, v))
+    queries = tuple(filled(x, 1, block_queries) for x in dealt(q))
+    keys, values = (tuple(filled(y, 1, block_keys) for y in dealt(x)) for x in (k, v))
     segments = None
     if mask.q_segments is not None and mask.kv_segments is not None:
-        segments = dealt(mask.q_segments, 1), dealt(mask.kv_segments, 1)
-    out, lse = cast(tuple[Halves, Halves], _ring(ring, segments, queries, keys, values))
+        segments = dealt(mask.q_segments), dealt(mask.kv_segments)
 
     def whole(parts: Halves) -> Array:
-        parts = tuple(x[:, :, :, :length] for x in parts)
-        return merged(collect(parts, 3, axis) if halves == 2 else parts[0])
+        parts = tuple(x[:, :length] for x in parts)
+        return collect(parts, axis) if halves == 2 else parts[0]
 
-    out, lse = whole(out), whole(tuple(x[..., None] for x in lse))[..., 0]
+    out, lse = map(whole, cast(tuple[Halves, Halves], _ring(ring, segments, queries, keys, values)))
     if options.sinks is not None:
         total = jnp.logaddexp(lse, options.sinks.astype(lse.dtype))
         out, lse = (out * jnp.exp(lse - total)[..., None]).astype(out.dtype), total
@@ -88,24 +85,23 @@ def _homes(size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     return [(r, home(2 * r)) for r in range(size)], [(r, home(2 * r + 1)) for r in range(size)]
 
 
-def deal(x: Array, dim: int, axis: str) -> Halves:
+def deal(x: Shaped[Array, "batch length *rest"], axis: str) -> Halves:
     """From parts in order to an early and a late half for each device."""
     first, second = _homes(jax.lax.axis_size(axis))
-    half = x.shape[dim] // 2
-    even = jax.lax.ppermute(jax.lax.slice_in_dim(x, 0, half, axis=dim), axis, first)
-    odd = jax.lax.ppermute(jax.lax.slice_in_dim(x, half, 2 * half, axis=dim), axis, second)
+    even, odd = jnp.split(x, 2, axis=1)
+    even, odd = jax.lax.ppermute(even, axis, first), jax.lax.ppermute(odd, axis, second)
     # On device r the early half has number r.
     is_even = jax.lax.axis_index(axis) % 2 == 0
     return jnp.where(is_even, even, odd), jnp.where(is_even, odd, even)
 
 
-def collect(parts: Halves, dim: int, axis: str) -> Array:
+def collect(parts: Halves, axis: str) -> Shaped[Array, "batch length *rest"]:
     """Back from `deal`."""
     first, second = ([(to, start) for start, to in pairs] for pairs in _homes(jax.lax.axis_size(axis)))
     early, late = parts
     is_even = jax.lax.axis_index(axis) % 2 == 0
     even, odd = jnp.where(is_even, early, late), jnp.where(is_even, late, early)
-    return jnp.concatenate([jax.lax.ppermute(even, axis, first), jax.lax.ppermute(odd, axis, second)], axis=dim)
+    return jnp.concatenate([jax.lax.ppermute(even, axis, first), jax.lax.ppermute(odd, axis, second)], axis=1)
 
 
 def _position(ring: Ring, device: Int[Array, ""], half: int) -> Int[Array, ""]:

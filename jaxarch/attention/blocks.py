@@ -43,7 +43,8 @@ def _weights(
     return jax.nn.softmax(logits, axis=-1).astype(q.dtype)
 
 
-def _starts(length: int) -> list[tuple[int, int]]:
+def starts(length: int) -> list[tuple[int, int]]:
+    """Of the blocks of queries, the first and the end."""
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
@@ -53,10 +54,10 @@ def _causal(q: Array, k: Array, v: Array) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
-    weights = [_weights(q[:, :, start:end], k[:, :, :end]) for start, end in _starts(q.shape[2])]
+    weights = [_weights(q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
     out = [
         jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end])
-        for own, (_, end) in zip(weights, _starts(q.shape[2]), strict=True)
+        for own, (_, end) in zip(weights, starts(q.shape[2]), strict=True)
     ]
     out = jnp.concatenate(out, axis=2)
     return out, (q, k, v, out, weights)
@@ -68,7 +69,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
     wide = jnp.promote_types(q.dtype, jnp.float32)
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
     d_q, d_k, d_v = [], jnp.zeros_like(k), jnp.zeros_like(v)
-    for own, (start, end) in zip(weights, _starts(q.shape[2]), strict=True):
+    for own, (start, end) in zip(weights, starts(q.shape[2]), strict=True):
         d_block = d_out[:, :, start:end]
         d_weights = jnp.einsum("bhtd,bhsd->bhts", d_block, v[:, :, :end])
         d_logits = (own * (d_weights - delta[:, :, start:end])).astype(q.dtype)

@@ -6,6 +6,8 @@ mask where something may be seen (Beltagy et al. 2020, sec. 3.1).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,6 +16,20 @@ from jaxarch.attention.dense import by_heads, merged, split
 from jaxarch.attention.options import Options
 
 SMALLEST, LARGEST = 64, 256  # blocks of queries, as measured on CPU; between them a block is as long as the window
+
+
+class Sizes(NamedTuple):
+    """block: queries in one; before, after: blocks of keys that their windows reach beside their own."""
+
+    block: int
+    before: int
+    after: int
+
+
+def sizes(window: int, length: int, causal: bool, block: int | None = None) -> Sizes:
+    block = min(block or min(max(window, SMALLEST), LARGEST), length)
+    before = min(-(-(window - 1) // block), -(-length // block) - 1)
+    return Sizes(block, before, 0 if causal else before)
 
 
 def window_attention(
@@ -26,10 +42,8 @@ def window_attention(
     """As `jaxarch.attention.attention` with `window` and `return_lse`; without `q_offset`, `bias` and `dropout`."""
     mask, length = options.mask, q.shape[1]
     assert mask.window is not None
-    block = min(block or min(max(mask.window, SMALLEST), LARGEST), length)
+    block, before, after = sizes(mask.window, length, mask.causal, block)
     count = -(-length // block)
-    before = min(-(-(mask.window - 1) // block), count - 1)  # blocks of keys that a window reaches behind its own
-    after = 0 if mask.causal else before
 
     def cut(x: Array, axis: int) -> Array:
         """Filled up to whole blocks along this axis, which is cut into a leading one of blocks and one of a block."""

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxarch.attention.cost import crossover, flops, projection_flops, visible_pairs
+from jaxarch.attention import attention
+from jaxarch.attention.cost import (
+    Shape,
+    bytes_moved,
+    crossover,
+    flops,
+    peak_bytes,
+    projection_flops,
+    visible_pairs,
+)
 from jaxarch.attention.dense import dense_attention
 from jaxarch.attention.mask import Mask, visible
 from jaxarch.attention.options import Options
@@ -62,3 +71,53 @@ def test_attention_passes_its_projections_at_the_crossover():
             return own / projection_flops(1, length, heads * head_dim, heads, heads, head_dim)
 
         assert ratio(n - 2) < 1 <= ratio(n)
+
+
+def planned(implementation, shape, pass_, causal, window):
+    """Bytes of arguments, results and temporaries, as the compiler plans them."""
+
+    def forward(q, k, v):
+        return attention(q, k, v, causal=causal, window=window, implementation=implementation)
+
+    def both(*qkv):
+        out, pullback = jax.vjp(forward, *qkv)
+        return out, pullback(out)
+
+    sizes = (shape.heads, shape.dim), (shape.kv_heads, shape.dim), (shape.kv_heads, shape.width)
+    arrays = [jax.ShapeDtypeStruct((shape.batch, shape.length, *size), jnp.float32) for size in sizes]
+    memory = jax.jit(forward if pass_ == "forward" else both).lower(*arrays).compile().memory_analysis()
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("pass_", ["forward", "forward_backward"])
+@pytest.mark.parametrize(
+    "implementation, length, causal, window",
+    [
+        ("dense", 1024, False, None), ("blocks", 512, True, None), ("blockwise", 2048, True, None),
+        ("blockwise", 8192, False, None), ("window", 4096, True, 256), ("window", 4096, False, 100),
+    ],
+)  # fmt: skip
+def test_memory_is_what_the_compiler_plans(implementation, length, causal, window, pass_):
+    shape = Shape(1, length, 4, 4, 64, 64)
+    expected = planned(implementation, shape, pass_, causal, window)
+    assert 0.75 < peak_bytes(implementation, shape, pass_, causal, window) / expected < 1.25
+
+
+def test_bytes_by_hand():
+    """q and out have 8 x 2 x 4 numbers of 4 bytes, k and v half of that each: 768 bytes, with gradients 1,280."""
+    shape = Shape(1, 8, 2, 1, 4, 4)
+    assert bytes_moved("dense", shape, 64) == 768 + 4 * 2 * 64 * 4
+    assert bytes_moved("dense", shape, 64, "forward_backward") == 1280 + 9 * 2 * 64 * 4
+    assert peak_bytes("dense", shape) == 768 + 2 * 2 * 64 * 4
+    long = Shape(1, 5120, 2, 1, 4, 4)  # 10 blocks of queries, each of which reads all keys and values
+    assert bytes_moved("blockwise", long, 5120 * 5120) == 5120 * 96 + 10 * 5120 * 32
+    assert bytes_moved("window", long, 5120 * 256, window=256) == 5120 * 96 + 5120 * 32
+
+
+def test_bytes_moved_grow_as_the_memory_that_weights_take():
+    """Dense attention's with the square of the length, the window's in proportion to it."""
+    one, two = (Shape(1, n, 8, 8, 64, 64) for n in (16384, 32768))
+    assert bytes_moved("dense", two, 32768**2) / bytes_moved("dense", one, 16384**2) == pytest.approx(4, rel=0.02)
+    pairs = [visible_pairs(n, n, causal=True, window=256) for n in (16384, 32768)]
+    ratio = bytes_moved("window", two, pairs[1], window=256) / bytes_moved("window", one, pairs[0], window=256)
+    assert ratio == pytest.approx(2, rel=0.02)

@@ -1,13 +1,17 @@
 """What does attention cost as the length grows, and where does it overtake the rest of a layer?
 
     python -m benchmarks.attention --output results
+    python -m benchmarks.attention --config llama3-8b --dtype bfloat16
     python -m benchmarks.attention --lengths 1024 4096 16384 --implementations blockwise torch_sdpa
+    python -m benchmarks.attention --experiment 'experiments.gpt --model.layers 6'
     python -m benchmarks.attention --compare results/attention.json
 
-Each cell (implementation, length, pass) is timed in a process of its own, which also says its peak of memory beside the
-compiler's figure. From the cells come exponents with a 95 % interval, the length at which attention passes the
-projections and the rest of a layer, and the longest length that fits. Writes attention.json, attention.csv and two
-plots. Peers: jax_nn, and torch_sdpa where PyTorch is installed. A rate above the machine's own peak is marked INVALID.
+Each implementation at each length is timed in a process of its own, which also says its peak of memory, beside the
+predicted one. From these come exponents with a 95 % interval, the length at which attention passes the projections
+and the rest of a layer, and the longest length that fits. Writes attention.json, attention.csv and two plots. Peers:
+jax_nn, and torch_sdpa where PyTorch is installed. A rate above the machine's own peak is marked INVALID.
+
+With --experiment: a training step of that experiment at each length, and the share of it that attention takes.
 """
 
 from __future__ import annotations
@@ -16,298 +20,272 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from benchmarks.attention_cell import Cell, repeated
-from benchmarks.fitting import exponent, local_slopes, terms
+from benchmarks.attention_answers import answers, compared, draw, fits, overhead, shares, table, validated
+from benchmarks.attention_cell import EXACT, LINEAR, PEERS, Cell, Pass, configured
 from benchmarks.measuring import quartiles, write
-from jaxarch.attention.cost import crossover, flops, visible_pairs
-from jaxarch.run.command import exits, parsed_or_usage
+from jaxarch.attention.cost import Shape, flops, peak_bytes, visible_pairs
+from jaxarch.run import peaks
+from jaxarch.run.command import exits, parsed_or_usage, value_of
 from jaxarch.run.protocol import ConfigError, RunError
 
 REST = ("projections", "layer")  # what else a layer computes; grows with the length
-PASSES = {"forward": ("forward",), "forward_backward": ("forward_backward",), "both": ("forward", "forward_backward")}
+PASSES: dict[str, tuple[Pass, ...]] = {
+    "forward": ("forward",),
+    "forward_backward": ("forward_backward",),
+    "both": ("forward", "forward_backward"),
+    "decode": ("decode",),
+    "all": ("decode", "forward", "forward_backward"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    implementations: tuple[str, ...] = ("dense", "blockwise", "jax_nn", "torch_sdpa")
-    """dense, blockwise or blocks; peers: jax_nn, torch_sdpa"""
-    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
-    passes: Literal["forward", "forward_backward", "both"] = "both"
+    config: Literal["gpt2", "llama3-8b", "vit-b", "whisper-base"] | None = None
+    """the layer of a known model: sets lengths, heads, widths and the mask, unless they are said"""
+    experiment: str = ""
+    """module of an experiment and its options: profiles its training step"""
+    implementations: tuple[str, ...] = ("dense", "blockwise", "gated_linear", "jax_nn", "torch_sdpa")
+    """exact: dense, blocks, blockwise, window, ring; linear in the length: linear (with elu + 1), gated_linear,
+    delta_rule; peers: jax_nn, torch_sdpa"""
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
+    passes: Literal["forward", "forward_backward", "both", "decode", "all"] = "both"
+    """decode: one query over a cache of the length"""
     batch: int = 1
     heads: int = 8
     kv_heads: int = 0
     """heads of keys and values (0: as many as heads)"""
     dim: int = 64
     """width of a head"""
+    hidden: int = 0
+    """width of the feed-forward layer (0: four times that of all heads)"""
+    gated: bool = False
+    """the feed-forward layer has a gate (SwiGLU): three matrices"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     causal: bool = True
     window: int = 0
     """sliding window (0: none)"""
+    devices: int = 1
+    """for ring, which cuts the length over so many"""
     repeats: int = 7
     cell_seconds: float = 0.6
     """for the repeats of a cell; one is always made"""
+    budget: float = 0.0
+    """seconds after which no further cell is begun (0: no limit)"""
     gibibytes: float = 2.0
-    """memory for which the longest length is told"""
+    """memory for which the longest length is told; what would take more is left out"""
     compare: Path | None = None
     """an earlier attention.json; exit code 1 where a cell is slower beyond the noise"""
     output: Path = Path("results")
 
     def __post_init__(self) -> None:
-        known = {"dense", "blockwise", "blocks", "jax_nn", "torch_sdpa"}
+        known = {*EXACT, *LINEAR, *PEERS}
         wrong = [name for name in self.implementations if name not in known]
         if wrong:
             raise ConfigError(f"--implementations {wrong[0]}: there are {', '.join(sorted(known))}.")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError("--lengths must be 1 at least.")
+        for name in ("batch", "heads", "dim", "devices", "repeats"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"--kv-heads {self.kv_heads} does not divide --heads {self.heads}.")
+        if "window" in self.implementations and not self.window:
+            raise ConfigError("--implementations window needs --window, for example --window 256.")
+        if "blocks" in self.implementations and not self.causal:
+            raise ConfigError("--implementations blocks is for --causal True.")
+        parts = self.devices * (2 if self.causal and self.devices > 1 else 1)
+        if "ring" in self.implementations and any(length % parts for length in self.lengths):
+            raise ConfigError(
+                f"--implementations ring over --devices {self.devices}: give --lengths that {parts} divides."
+            )
         if self.compare is not None and not self.compare.exists():
             raise ConfigError(f"--compare {self.compare}: there is no such file.")
 
 
+# Radford et al. 2019; Llama 3, 2024, table 3; Dosovitskiy et al. 2021, table 1, at resolutions of 224 to 1,024;
+# Radford et al. 2022, table 1: the encoder, 1,500 frames for 30 seconds.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {"heads": 12, "dim": 64, "lengths": (256, 512, 1024, 2048, 4096)},
+    "llama3-8b": {
+        "heads": 32, "kv_heads": 8, "dim": 128, "hidden": 14336, "gated": True, "lengths": (256, 512, 1024, 2048),
+    },
+    "vit-b": {"heads": 12, "dim": 64, "causal": False, "lengths": (197, 577, 1025, 2305, 4097)},
+    "whisper-base": {"heads": 8, "dim": 64, "causal": False, "lengths": (375, 750, 1500, 3000, 6000)},
+}  # fmt: skip
+
+
+def cell(arguments: Arguments, name: str, length: int, passes: tuple[Pass, ...]) -> Cell:
+    return Cell(
+        implementation=name, length=length, passes=passes, batch=arguments.batch, heads=arguments.heads,
+        kv_heads=arguments.kv_heads or arguments.heads, dim=arguments.dim, gated=arguments.gated,
+        hidden=arguments.hidden or 4 * arguments.heads * arguments.dim, dtype=arguments.dtype,
+        causal=arguments.causal, window=arguments.window or None, devices=arguments.devices,
+        repeats=arguments.repeats, seconds=arguments.cell_seconds, experiment=arguments.experiment,
+    )  # fmt: skip
+
+
 def cells(arguments: Arguments) -> list[Cell]:
     """Length by length, so that what is compared is measured in the same minute."""
-    names = [
-        name
-        for name in arguments.implementations
-        if name != "torch_sdpa" or (importlib.util.find_spec("torch") and not arguments.window)
-    ]
+    passes = PASSES[arguments.passes]
+    if arguments.experiment:
+        attention = attention_of(arguments)
+        training: tuple[Pass, ...] = ("forward_backward",)
+        return [
+            cell(asked, name, length, training)
+            for length in sorted(arguments.lengths)
+            for asked, name in ((arguments, "step"), (attention, "auto"))
+        ]
+    without_torch = not importlib.util.find_spec("torch") or arguments.window
+    names = [name for name in arguments.implementations if name != "torch_sdpa" or not without_torch]
+    whole: tuple[Pass, ...] = tuple(
+        pass_ for pass_ in passes if pass_ != "decode"
+    )  # blocks, window and ring are for whole sequences
     rest = sorted(arguments.lengths)[-3:]
-    shape = {
-        "batch": arguments.batch, "heads": arguments.heads, "kv_heads": arguments.kv_heads or arguments.heads,
-        "dim": arguments.dim, "dtype": arguments.dtype, "causal": arguments.causal,
-        "window": arguments.window or None, "repeats": arguments.repeats, "seconds": arguments.cell_seconds,
-    }  # fmt: skip
-    return [
-        Cell(implementation=name, length=length, pass_=pass_, **shape)  # type: ignore[arg-type]
+    asked = [
+        cell(arguments, name, length, whole if name in ("blocks", "window", "ring") else passes)
         for length in sorted(arguments.lengths)
-        for pass_ in PASSES[arguments.passes]
         for name in (*names, *(REST if length in rest else ()))
     ]
+    return [one for one in asked if one.passes]
 
 
-def measured(cell: Cell) -> dict[str, Any]:
-    """The record of a cell. One that fails (out of memory, say) has no seconds, but a reason."""
-    command = [sys.executable, "-m", "benchmarks.attention_cell", json.dumps(dataclasses.asdict(cell))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    record = {"implementation": cell.implementation, "length": cell.length, "pass": cell.pass_, "flops": work(cell)}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return record | {"seconds": None, "reason": lines[-1][:200] if lines else f"exit code {done.returncode}"}
-    result = json.loads(done.stdout.splitlines()[-1])
-    return record | result | {"samples": result["seconds"], "seconds": quartiles(result["seconds"])}
+def attention_of(arguments: Arguments) -> Arguments:
+    """The attention of one layer of the experiment that is profiled."""
+    _, config = configured(arguments.experiment)
+    model = config.model
+    parts = getattr(getattr(config, "optim", None), "accumulate", 1)
+    precision = {"f32": "float32", "bf16": "bfloat16"}[getattr(config, "precision", "f32")]
+    return dataclasses.replace(
+        arguments, heads=model.heads, kv_heads=model.kv_heads, dim=model.dim // model.heads,
+        batch=config.batch_size // parts, dtype=precision, causal=getattr(model, "causal", True),
+    )  # fmt: skip
 
 
-def work(cell: Cell) -> int:
+def shape_of(cell: Cell) -> Shape:
+    size = 2 if cell.dtype == "bfloat16" else 4
+    return Shape(cell.batch, cell.length, cell.heads, cell.kv_heads, cell.dim, cell.dim, size)
+
+
+def predicted(cell: Cell, pass_: Pass) -> int | None:
+    """Bytes at the peak by formula, where there is one."""
+    name = {"jax_nn": "dense"}.get(cell.implementation, cell.implementation)
+    if name not in ("dense", "blocks", "blockwise", "window") or pass_ == "decode":
+        return None
+    return peak_bytes(name, shape_of(cell), pass_, cell.causal, cell.window)
+
+
+def work(cell: Cell, pass_: Pass) -> int:
     """Operations that the task needs, whatever an implementation does beyond them."""
+    times = 3 if pass_ == "forward_backward" else 1
+    length = 1 if pass_ == "decode" else cell.length
     if cell.implementation in REST:
         wide, kv = cell.heads * cell.dim, cell.kv_heads * cell.dim
-        sizes = wide * (wide + kv) + kv * (kv + wide)
-        sizes += 8 * wide * wide if cell.implementation == "layer" else 0
-        return 2 * cell.batch * cell.length * sizes * (3 if cell.pass_ == "forward_backward" else 1)
-    pairs = visible_pairs(cell.length, cell.length, causal=cell.causal, window=cell.window)
-    return flops(pairs, cell.batch, cell.heads, cell.dim, cell.dim, cell.pass_)
+        sizes = 2 * wide * (wide + kv)
+        sizes += (3 if cell.gated else 2) * wide * cell.hidden if cell.implementation == "layer" else 0
+        return 2 * cell.batch * length * sizes * times
+    if cell.implementation in LINEAR:
+        # The state takes k v^T and gives q S: the least that any form of the recurrence computes.
+        return 4 * cell.batch * length * cell.heads * cell.dim * cell.dim * times
+    if cell.implementation == "step":
+        return 0
+    pairs = min(cell.window or cell.length, cell.length)
+    if pass_ != "decode":
+        pairs = visible_pairs(cell.length, cell.length, causal=cell.causal, window=cell.window)
+    return flops(pairs, cell.batch, cell.heads, cell.dim, cell.dim, "forward" if pass_ == "decode" else pass_)
 
 
-def peak_rate(dtype: str) -> float:
-    """The most operations a second that a large product reaches here, of several tries."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones((2048, 2048), dtype)
-    product = jax.jit(lambda x: x @ x)
-    return 2 * 2048**3 / min(repeated(lambda: product(x).block_until_ready(), 9))
-
-
-def overhead() -> float:
-    """What a call of a compiled program costs that does next to nothing."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.zeros(8)
-    nothing = jax.jit(lambda x: x + 1)
-    return float(np.median(repeated(lambda: nothing(x).block_until_ready(), 51)))
-
-
-def validated(records: list[dict[str, Any]], peak: float) -> None:
-    """Marks what no machine with this peak can have done: a clock, not a product, was measured."""
-    for record in records:
-        if record["seconds"]:
-            record["rate"] = record["flops"] / record["seconds"]["median"]
-            record["invalid"] = record["rate"] > 1.25 * peak  # a product of 2048 need not be the best
-
-
-def fits(records: list[dict[str, Any]], idle: float) -> list[dict[str, Any]]:
-    out = []
-    for name, pass_ in dict.fromkeys((r["implementation"], r["pass"]) for r in records):
-        for quantity in ("seconds", "bytes"):
-            own = series(records, name, pass_, quantity)
-            lengths = [r["length"] for r in own]
-            costs = [r["samples"] if quantity == "seconds" else [float(r["peak_bytes"])] for r in own]
-            found = exponent(lengths, costs, idle if quantity == "seconds" else 0.0)
-            if found is not None:
-                medians = [float(np.median(c)) for c in costs]
-                fit = {"implementation": name, "pass": pass_, "quantity": quantity, **found._asdict()}
-                out.append(fit | {"terms": list(terms(lengths, medians)), "slopes": local_slopes(lengths, medians)})
-    return out
-
-
-def series(records: list[dict[str, Any]], name: str, pass_: str, quantity: str) -> list[dict[str, Any]]:
-    """The cells of one implementation and pass in which this quantity was measured."""
-    own = [r for r in records if (r["implementation"], r["pass"]) == (name, pass_)]
-    own = [r for r in own if r["seconds"] and not r["invalid"]]
-    return own if quantity == "seconds" else [r for r in own if r["peak_bytes"] > 0]
-
-
-def largest(a: float, b: float, c: float) -> float | None:
-    """The length from which on a + b n + c n^2 is above 0; None: it never is."""
-    if c > 0:
-        root = b * b - 4 * a * c
-        return (-b + root**0.5) / (2 * c) if root > 0 else 0.0
-    return -a / b if b > 0 else None
-
-
-def answers(arguments: Arguments, found: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[str]:
-    """What the numbers say, a line for each implementation and pass, and one for who is fastest."""
-    out = []
-    by = {(fit["implementation"], fit["pass"], fit["quantity"]): fit for fit in found}
-    theory = crossover(arguments.heads * arguments.dim, arguments.causal)
-    for name, pass_ in dict.fromkeys((r["implementation"], r["pass"]) for r in records):
-        fit, memory = by.get((name, pass_, "seconds")), by.get((name, pass_, "bytes"))
-        if name in REST or fit is None:
+def measured(cell: Cell) -> Iterator[dict[str, Any]]:
+    """The record of each pass. One that fails (out of memory, say) has no seconds, but a reason."""
+    command = [sys.executable, "-m", "benchmarks.attention_cell", json.dumps(dataclasses.asdict(cell))]
+    environment = dict(os.environ)
+    if cell.implementation == "ring":  # of use on CPU alone; a GPU's devices are there
+        environment["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cell.devices}"
+        )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # an experiment says things too
+    found = {result["pass"]: result for result in map(json.loads, lines)}
+    lines = done.stderr.strip().splitlines()
+    reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
+    for pass_ in cell.passes:
+        record = {"implementation": cell.implementation, "length": cell.length, "pass": pass_}
+        record |= {"flops": work(cell, pass_), "predicted_bytes": predicted(cell, pass_)}
+        if pass_ not in found:
+            yield record | {"seconds": None, "reason": reason}
             continue
-        said = [f"exponent {fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"]
-        if memory is not None:
-            a, b, c = memory["terms"]
-            said.append(f"of memory {memory['exponent']:.2f} [{memory['low']:.2f}, {memory['high']:.2f}]")
-            limit = largest(a - arguments.gibibytes * 2**30, b, c)
-            said += [f"longest in {arguments.gibibytes:g} GiB: {limit:,.0f}"] if limit else []
-        for rest, factor in (("projections", 1), ("layer", 3)):
-            other = by.get((rest, pass_, "seconds"))
-            if other is not None:
-                a, b, c = np.subtract(fit["terms"], other["terms"])
-                n = largest(a, b, c)
-                words = "its projections" if rest == "projections" else "the rest of the layer"
-                where = f"from {n:,.0f}" if n is not None and n > 0 else "nowhere" if n is None else "everywhere"
-                said.append(f"above {words} {where} (by operations {factor * theory:,})")
-        out.append(f"{name}, {pass_}: {'; '.join(said)}")
-    for pass_ in PASSES[arguments.passes]:
-        good = [r for r in records if r["pass"] == pass_ and r["implementation"] not in REST]
-        good = [r for r in good if r["seconds"] and not r["invalid"]]
-        ranked = sorted(good, key=lambda r: (r["length"], r["seconds"]["median"]))
-        best = {r["length"]: r["implementation"] for r in reversed(ranked)}
-        out.append(f"fastest, {pass_}: " + ", ".join(f"{n:,} {best[n]}" for n in sorted(best)))
-    return out
+        result = found[pass_]
+        record["predicted_bytes"] = record["predicted_bytes"] or result["planned_bytes"]
+        yield record | result | {"samples": result["seconds"], "seconds": quartiles(result["seconds"])}
 
 
-def table(records: list[dict[str, Any]]) -> list[str]:
-    lengths = sorted({r["length"] for r in records})
-    rows = [f"{'ms (MiB)':32}" + "".join(f"{n:>18,}" for n in lengths)]
-    for name, pass_ in dict.fromkeys((r["implementation"], r["pass"]) for r in records):
-        row = f"{name + ', ' + pass_:32}"
-        for n in lengths:
-            found = [r for r in records if (r["implementation"], r["pass"], r["length"]) == (name, pass_, n)]
-            text = ""
-            if found:
-                text = "failed"
-                if found[0]["seconds"]:
-                    text = f"{1e3 * found[0]['seconds']['median']:.1f} ({found[0]['peak_bytes'] / 2**20:.0f})"
-                    text += " INVALID" if found[0]["invalid"] else ""
-            row += f"{text:>18}"
-        rows.append(row)
-    return rows
-
-
-def compared(records: list[dict[str, Any]], old: Path) -> list[str]:
-    """The cells whose lower quartile lies above the old upper quartile by a tenth and more."""
-    try:
-        before = {(r["implementation"], r["pass"], r["length"]): r for r in json.loads(old.read_text())["records"]}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ConfigError(f"--compare {old} is not what this benchmark writes.") from None
-    out = []
-    for r in records:
-        was = before.get((r["implementation"], r["pass"], r["length"]))
-        if was and was["seconds"] and r["seconds"] and r["seconds"]["q25"] > 1.1 * was["seconds"]["q75"]:
-            ratio = r["seconds"]["median"] / was["seconds"]["median"]
-            out.append(f"{r['implementation']}, {r['pass']}, {r['length']}: {ratio:.2f} times the seconds")
-    return out
-
-
-def draw(records: list[dict[str, Any]], found: list[dict[str, Any]], folder: Path) -> None:
-    """Time and memory against length, both axes logarithmic, with the fitted lines and slopes of 1 and 2."""
-    from matplotlib.figure import Figure
-
-    for quantity, label in (("seconds", "seconds"), ("bytes", "bytes at the peak")):
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        passes = list(dict.fromkeys(r["pass"] for r in records))
-        for place, pass_ in enumerate(passes):
-            axes = figure.add_subplot(1, len(passes), place + 1)
-            lengths, costs = [], []
-            for name in dict.fromkeys(r["implementation"] for r in records):
-                own = series(records, name, pass_, quantity)
-                if not own:
-                    continue
-                n = np.array([r["length"] for r in own], float)
-                y = [r["seconds"]["median"] if quantity == "seconds" else r["peak_bytes"] for r in own]
-                fit = [f for f in found if (f["implementation"], f["pass"], f["quantity"]) == (name, pass_, quantity)]
-                text = f"{name} {fit[0]['exponent']:.2f}" if fit else name
-                lengths, costs = [*lengths, *n], [*costs, *y]
-                (points,) = axes.plot(n, y, "s:" if name in REST else "o", label=text, markersize=4)
-                if fit:
-                    a, b, c = fit[0]["terms"]
-                    grid = np.geomspace(n[0], n[-1], 60)
-                    axes.plot(grid, a + b * grid + c * grid**2, color=points.get_color(), linewidth=1)
-            corner = min(lengths), min(costs)
-            for slope in (1, 2):
-                grid = np.array([corner[0], max(lengths)])
-                line = corner[1] * (grid / corner[0]) ** slope
-                axes.plot(grid, line, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-            axes.set(xscale="log", yscale="log", xlabel="length", ylabel=label, title=pass_)
-            axes.legend(fontsize="small", title="implementation, exponent", title_fontsize="small")
-            axes.grid(alpha=0.3)
-        figure.savefig(folder / f"attention-{quantity}.png", dpi=110)
+def measure_all(arguments: Arguments, todo: list[Cell]) -> list[dict[str, Any]]:
+    """The records of all cells that fit the memory and are begun within the budget; a line on those left out."""
+    start, records, late = time.perf_counter(), [], 0
+    for number, cell in enumerate(todo):
+        if sys.stdout.isatty():
+            print(f"\r{number + 1} of {len(todo)} cells", end="", flush=True)
+        sizes = {pass_: (predicted(cell, pass_) or 0) / 2**30 for pass_ in cell.passes}
+        fitting = tuple(pass_ for pass_ in cell.passes if sizes[pass_] <= arguments.gibibytes)
+        for pass_ in set(cell.passes) - set(fitting):
+            what = f"{cell.implementation}, {pass_}, {cell.length:,}"
+            print(f"{what}: left out, would take {sizes[pass_]:.1f} GiB; see --gibibytes")
+        if arguments.budget and time.perf_counter() - start > arguments.budget:
+            late += len(fitting)
+        elif fitting:
+            records += measured(dataclasses.replace(cell, passes=fitting))
+    if sys.stdout.isatty():
+        print("\r", end="")
+    if late:
+        print(f"{late} cells were not begun within --budget {arguments.budget:g}")
+    return records
 
 
 def main() -> None:
     with exits("attention"):
-        arguments = parsed_or_usage(Arguments, "python -m benchmarks.attention", __doc__ or "", sys.argv[1:])
-        old = arguments.compare
-        start, records = time.perf_counter(), []
-        todo = cells(arguments)
-        for number, cell in enumerate(todo):
-            records.append(measured(cell))
-            if sys.stdout.isatty():
-                print(f"\r{number + 1} of {len(todo)} cells", end="", flush=True)
-        if sys.stdout.isatty():
-            print("\r", end="")
-        validated(records, peak_rate(arguments.dtype))
+        given = sys.argv[1:]
+        name = value_of(given, "--config")
+        default = dataclasses.replace(Arguments(), **CONFIGS.get(name or "", {}))
+        if value_of(given, "--experiment"):
+            default = dataclasses.replace(default, lengths=(64, 128, 256, 512, 1024))
+        arguments = parsed_or_usage(Arguments, "python -m benchmarks.attention", __doc__ or "", given, default)
+        start = time.perf_counter()
+        records = measure_all(arguments, cells(arguments))
+        validated(records, peaks.flops(arguments.dtype))
         found = fits(records, overhead())
-        slower = compared(records, old) if old else []
-        for line in [*table(records), "", *answers(arguments, found, records)]:
+        slower = compared(records, arguments.compare) if arguments.compare else []
+        if arguments.experiment:
+            _, config = configured(arguments.experiment)
+            said = shares(attention_of(arguments), config, found, records)
+        else:
+            said = answers(arguments, found, records)
+        for line in [*table(records), "", *said]:
             print(line)
         for r in records:
             if not r["seconds"]:
-                print(f"{r['implementation']}, {r['pass']}, {r['length']} failed: {r['reason']}")
+                print(f"{r['implementation']}, {r['pass']}, {r['length']}: failed: {r['reason']}")
         write(arguments.output, "attention", records, found)
         with (arguments.output / "attention.csv").open("w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(["implementation", "pass", "length", "median_seconds", "q25", "q75", "peak_bytes", "flops"])
+            rows.writerow(
+                ["implementation", "pass", "length", "median", "q25", "q75", "peak_bytes", "predicted_bytes", "flops"]
+            )
             for r in records:
-                if r["seconds"]:
-                    times = [r["seconds"][key] for key in ("median", "q25", "q75")]
-                    rows.writerow([r["implementation"], r["pass"], r["length"], *times, r["peak_bytes"], r["flops"]])
-        draw(records, found, arguments.output)
+                quarters = [r["seconds"][key] for key in ("median", "q25", "q75")] if r["seconds"] else [""] * 3
+                rest = r.get("peak_bytes"), r["predicted_bytes"], r["flops"]
+                rows.writerow([r["implementation"], r["pass"], r["length"], *quarters, *rest])
+        if any(r["seconds"] for r in records):
+            draw(records, found, arguments.output)
         print(f"{len(records)} cells in {time.perf_counter() - start:.0f} s")
         if slower:
-            raise RunError(f"slower than {old}: {'; '.join(slower)}")
+            raise RunError("slower than before: " + "; ".join(slower) + ".")
 
 
 if __name__ == "__main__":

@@ -1,44 +1,52 @@
-"""One measurement of attention, in a process of its own: started by `benchmarks.attention`, not by hand.
+"""The measurements of one implementation at one length, in a process of its own: started by `benchmarks.attention`.
 
-Reads a cell as JSON from its argument and prints what it measured. A process has but one peak of memory, and what one
-cell leaves behind must not be another's.
+Reads a cell as JSON from its argument and prints a line of JSON for each pass. A process has but one peak of memory,
+and what one cell leaves behind must not be another's; so the passes come in the order of what they need.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-Pass = Literal["forward", "forward_backward"]
+Pass = Literal["decode", "forward", "forward_backward"]
+
+EXACT = ("dense", "blocks", "blockwise", "window", "ring")
+LINEAR = ("linear", "gated_linear", "delta_rule")
+PEERS = ("jax_nn", "torch_sdpa")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """What is measured.
 
-    implementation: dense, blockwise or blocks of `jaxarch.attention`; jax_nn, torch_sdpa: peers; projections, layer:
-        what else a layer of width heads * dim computes: its four projections; these and a feed-forward layer of
-        four times the width.
+    implementation: EXACT and LINEAR are those of `jaxarch.attention`, PEERS are others'; projections, layer: what else
+        a layer computes, its four projections alone and with its feed-forward layer; step: a step of an experiment.
     """
 
     implementation: str
     length: int
-    pass_: Pass
+    passes: tuple[Pass, ...]
     batch: int
     heads: int
     kv_heads: int
     dim: int
+    hidden: int
+    gated: bool
     dtype: str
     causal: bool
     window: int | None
+    devices: int
     repeats: int
-    seconds: float  # for the repeats; one is always made
+    seconds: float  # for the repeats of a pass; one is always made
+    experiment: str = ""  # module and options, for a step
 
 
 def resident(field: str) -> int:
@@ -51,8 +59,9 @@ def resident(field: str) -> int:
 
 
 def reset_peak() -> None:
-    with Path("/proc/self/clear_refs").open("w") as file:
-        file.write("5")
+    place = Path("/proc/self/clear_refs")
+    if place.exists():
+        place.write_text("5")
 
 
 def repeated(call: Callable[[], Any], repeats: int, budget: float = math.inf) -> list[float]:
@@ -65,91 +74,220 @@ def repeated(call: Callable[[], Any], repeats: int, budget: float = math.inf) ->
     return seconds
 
 
-def ours(cell: Cell) -> dict[str, Any]:
+def ours(cell: Cell) -> Iterator[dict[str, Any]]:
     from jaxarch.run import backend
 
     backend.prepare()
     import jax
+
+    programs, seconds = {}, {}
+    for pass_ in cell.passes:
+        start = time.perf_counter()
+        program, shapes = program_of(cell, pass_)
+        programs[pass_] = jax.jit(program).lower(*shapes).compile(), shapes
+        seconds[pass_] = time.perf_counter() - start
+    before = resident("VmRSS")
+    for pass_, (compiled, shapes) in programs.items():
+        inputs = [jax.random.normal(jax.random.key(i), shape.shape, shape.dtype) for i, shape in enumerate(shapes)]
+        if cell.implementation in LINEAR:
+            inputs[3:] = [-abs(x) if i == 0 else x for i, x in enumerate(inputs[3:])]  # decays and the like
+        jax.block_until_ready(inputs)
+        reset_peak()
+        jax.block_until_ready(compiled(*inputs))
+        allocator = jax.devices()[0].memory_stats() or {}
+        peak = allocator.get("peak_bytes_in_use", resident("VmHWM") - before)
+        memory = compiled.memory_analysis()
+        planned = None
+        if memory is not None:
+            planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        yield {
+            "pass": pass_, "compile_seconds": seconds[pass_], "peak_bytes": peak, "planned_bytes": planned,
+            "seconds": repeated(lambda: jax.block_until_ready(compiled(*inputs)), cell.repeats, cell.seconds),  # noqa: B023
+        }  # fmt: skip
+
+
+def program_of(cell: Cell, pass_: Pass) -> tuple[Callable, list[Any]]:
+    """The function that a pass calls and the shapes of its arguments."""
+    import jax
     import jax.numpy as jnp
 
-    from jaxarch.attention import attention
-
-    dtype, wide = jnp.dtype(cell.dtype), cell.heads * cell.dim
-    shapes = [(cell.batch, cell.length, heads, cell.dim) for heads in (cell.heads, cell.kv_heads, cell.kv_heads)]
-
-    def peer(q, k, v):
-        window = None if cell.window is None else (cell.window - 1, 0 if cell.causal else cell.window - 1)
-        return jax.nn.dot_product_attention(q, k, v, is_causal=cell.causal, local_window_size=window)
-
-    def own(q, k, v):
-        return attention(q, k, v, causal=cell.causal, window=cell.window, implementation=cell.implementation)  # type: ignore[arg-type]
-
-    def layer(x, *matrices):
-        for matrix in matrices:
-            x = x @ matrix  # one after another: the same products as a layer's
-        return x
-
-    function = {"jax_nn": peer}.get(cell.implementation, own)
-    if cell.implementation in ("projections", "layer"):
-        kv = cell.kv_heads * cell.dim
-        pairs = [(wide, wide), (wide, kv), (kv, kv), (kv, wide)]
-        pairs += [(wide, 4 * wide), (4 * wide, wide)] if cell.implementation == "layer" else []
-        shapes, function = [(cell.batch * cell.length, wide), *pairs], layer
+    function, shapes = forward_of(cell, pass_)
 
     def both(*inputs):
         out, pullback = jax.vjp(function, *inputs)
         return out, pullback(out)
 
-    program = both if cell.pass_ == "forward_backward" else function
-    abstract = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    start = time.perf_counter()
-    compiled = jax.jit(program).lower(*abstract).compile()
-    compile_seconds = time.perf_counter() - start
-    memory, before = compiled.memory_analysis(), resident("VmRSS")
-    inputs = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
-    reset_peak()
-    jax.block_until_ready(compiled(*inputs))
-    peak = resident("VmHWM") - before
-    seconds = repeated(lambda: jax.block_until_ready(compiled(*inputs)), cell.repeats, cell.seconds)
-    predicted = None
-    if memory is not None:
-        predicted = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.dtype(cell.dtype)) for shape in shapes]
+    return both if pass_ == "forward_backward" else function, arguments
+
+
+def forward_of(cell: Cell, pass_: Pass) -> tuple[Callable, list[tuple[int, ...]]]:
+    if cell.implementation in ("projections", "layer"):
+        wide, kv = cell.heads * cell.dim, cell.kv_heads * cell.dim
+        pairs = [(wide, wide), (wide, kv), (kv, wide), (wide, wide)]
+        if cell.implementation == "layer":
+            pairs += [(wide, cell.hidden), (cell.hidden, wide)] * (2 if cell.gated else 1)
+            pairs = pairs[: 7 if cell.gated else 6]  # of a gated one: two in, one out
+
+        def layer(x, *matrices):
+            for matrix in matrices:
+                x = x @ matrix  # one after another: the same products as a layer's
+            return x
+
+        return layer, [(cell.batch * (1 if pass_ == "decode" else cell.length), wide), *pairs]
+    queries = 1 if pass_ == "decode" else cell.length
+    shapes = [(cell.batch, queries, cell.heads, cell.dim)]
+    shapes += [(cell.batch, cell.length, cell.kv_heads, cell.dim)] * 2
+    if cell.implementation in LINEAR:
+        return linear(cell, pass_, shapes)
+    return (peer if cell.implementation == "jax_nn" else exact)(cell, pass_), shapes
+
+
+def peer(cell: Cell, pass_: Pass) -> Callable:
+    import jax
+
+    causal = cell.causal and pass_ != "decode"
+    window = None if cell.window is None else (cell.window - 1, 0 if cell.causal else cell.window - 1)
+    return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=causal, local_window_size=window)
+
+
+def exact(cell: Cell, pass_: Pass) -> Callable:
+    import jax
+    from jax.sharding import PartitionSpec
+
+    from jaxarch.attention import attention
+
+    options: dict[str, Any] = {"causal": cell.causal, "window": cell.window, "implementation": cell.implementation}
+    if pass_ == "decode":
+        options["q_offset"] = cell.length - 1
+    if cell.implementation != "ring":
+        return lambda q, k, v: attention(q, k, v, **options)
+    mesh = jax.make_mesh((cell.devices,), ("ring",), axis_types=(jax.sharding.AxisType.Auto,))
+    part = PartitionSpec(None, "ring")
+    own = lambda q, k, v: attention(q, k, v, **options, axis="ring")  # noqa: E731
+    return jax.shard_map(own, mesh=mesh, in_specs=(part, part, part), out_specs=part)
+
+
+def linear(cell: Cell, pass_: Pass, shapes: list[tuple[int, ...]]) -> tuple[Callable, list[tuple[int, ...]]]:
+    """One step from a state while decoding, else the chunked form."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxarch.attention import linear as family
+
+    if pass_ == "decode":
+        shapes = [(cell.batch, 1, *shape[2:]) for shape in shapes]
+    length, form = shapes[1][1], "recurrent" if pass_ == "decode" else "chunked"
+    one_gate = (cell.batch, length, cell.kv_heads, 1)
+    state = [(cell.batch, cell.kv_heads, cell.dim, cell.dim)] if pass_ == "decode" else []
+
+    def plain(q, k, v):
+        return family.linear_attention(q, k, v, causal=cell.causal, form=form)[0]  # type: ignore[arg-type]
+
+    def gated(q, k, v, log_decay, state=None):
+        return family.gated_linear_attention(q, k, v, log_decay, form=form, state=state)[0]  # type: ignore[arg-type]
+
+    def delta(q, k, v, beta, state=None):
+        k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+        return family.delta_rule(q, k, v, jax.nn.sigmoid(beta), form=form, state=state)[0]  # type: ignore[arg-type]
+
     return {
-        "seconds": seconds, "compile_seconds": compile_seconds, "peak_bytes": peak, "predicted_bytes": predicted,
-        "versions": f"jax {jax.__version__}",
-    }  # fmt: skip
+        "linear": (plain, shapes),
+        "gated_linear": (gated, [*shapes, one_gate, *state]),
+        "delta_rule": (delta, [*shapes, one_gate[:3], *state]),
+    }[cell.implementation]
 
 
-def torch_sdpa(cell: Cell) -> dict[str, Any]:
+def torch_sdpa(cell: Cell) -> Iterator[dict[str, Any]]:
     import torch
 
     torch.manual_seed(0)
     dtype = getattr(torch, cell.dtype)
     before = resident("VmRSS")
-    heads = (cell.heads, cell.kv_heads, cell.kv_heads)
-    backward = cell.pass_ == "forward_backward"
-    q, k, v = (
-        torch.randn(cell.batch, count, cell.length, cell.dim, dtype=dtype, requires_grad=backward) for count in heads
-    )
+    for pass_ in cell.passes:
+        backward = pass_ == "forward_backward"
+        sizes = [(cell.heads, 1 if pass_ == "decode" else cell.length), *[(cell.kv_heads, cell.length)] * 2]
+        q, k, v = (torch.randn(cell.batch, *size, cell.dim, dtype=dtype, requires_grad=backward) for size in sizes)
+        causal, grouped = cell.causal and pass_ != "decode", cell.heads != cell.kv_heads
+
+        def call(q=q, k=k, v=v, backward=backward, causal=causal, grouped=grouped) -> None:
+            with torch.set_grad_enabled(backward):
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+                if backward:
+                    for x in (q, k, v):
+                        x.grad = None
+                    out.backward(out.detach())
+
+        reset_peak()
+        call()
+        yield {
+            "pass": pass_, "compile_seconds": 0.0, "peak_bytes": resident("VmHWM") - before, "planned_bytes": None,
+            "seconds": repeated(call, cell.repeats, cell.seconds),
+        }  # fmt: skip
+
+
+def step(cell: Cell) -> Iterator[dict[str, Any]]:
+    """A training step of an experiment at this length, as its run would compile it."""
+    from jaxarch.run import backend
+
+    backend.prepare()
+    import jax
+
+    from jaxarch.run.loop import batches
+    from jaxarch.run.program import Carry, Member, Programs
+
+    module, config = configured(cell.experiment, cell.length)
+    experiment = module.experiment(config)
+    programs = Programs(experiment, [Member(0, {})])
+    batch = batches(experiment, 0, 1)
+    carry = Carry(programs.init(), programs.sums(jax.tree.map(lambda leaf: leaf[0], batch)))
+    before, index = resident("VmRSS"), 0
+    reset_peak()
 
     def call() -> None:
-        with torch.set_grad_enabled(backward):
-            grouped = cell.heads != cell.kv_heads
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=cell.causal, enable_gqa=grouped)
-            if backward:
-                for x in (q, k, v):
-                    x.grad = None
-                out.backward(out.detach())
+        nonlocal carry, index
+        carry = programs.steps(carry, batch, index)
+        jax.block_until_ready(carry)
+        index += 1
 
-    reset_peak()
     call()
-    peak = resident("VmHWM") - before
-    return {
-        "seconds": repeated(call, cell.repeats, cell.seconds), "compile_seconds": 0.0, "peak_bytes": peak,
-        "predicted_bytes": None, "versions": f"torch {torch.__version__}",
+    yield {
+        "pass": "forward_backward", "compile_seconds": programs.compile_seconds, "planned_bytes": None,
+        "peak_bytes": resident("VmHWM") - before, "seconds": repeated(call, cell.repeats, 4 * cell.seconds),
     }  # fmt: skip
 
 
+def configured(experiment: str, length: int | None = None) -> tuple[Any, Any]:
+    """The module of an experiment and its configuration from `experiments.gpt llama --model.layers 2`.
+
+    Raises ConfigError where there is none, or it is not a Transformer's.
+    """
+    import shlex
+
+    from jaxarch.run.command import parse
+    from jaxarch.run.protocol import ConfigError
+
+    name, *options = shlex.split(experiment)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ConfigError(f"--experiment {name}: there is no such module; say for example experiments.gpt.") from None
+    if not hasattr(module, "Config") or not hasattr(module, "experiment"):
+        raise ConfigError(f"--experiment {name}: it is no experiment, which has a Config and an experiment(config).")
+    config, *_ = parse(name, "", module.Config, getattr(module, "PRESETS", {}), options)
+    model = getattr(config, "model", None)
+    lacking = [field for field in ("heads", "kv_heads", "dim", "layers") if not hasattr(model, field)]
+    if not hasattr(config, "length") or lacking:
+        raise ConfigError(f"--experiment {name}: its Config has no --length and --model.heads; it has no attention.")
+    return module, config if length is None else dataclasses.replace(config, length=length)
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    cell = Cell(**given | {"passes": tuple(given["passes"])})
+    for found in {"torch_sdpa": torch_sdpa, "step": step}.get(cell.implementation, ours)(cell):
+        print(json.dumps(found), flush=True)
+
+
 if __name__ == "__main__":
-    asked = Cell(**json.loads(sys.argv[1]))
-    print(json.dumps((torch_sdpa if asked.implementation == "torch_sdpa" else ours)(asked)))
+    main()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxarch.attention.mask import MASKED
 from jaxarch.attention.options import Options
 
 BLOCK = 64  # queries; the last block may be shorter
@@ -33,14 +35,23 @@ def blocks_attention(
 # From here on arrays are [batch, heads, length, dim].
 
 
+def _wide(x: Array) -> DTypeLike:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _weights(
     q: Float[Array, "batch heads queries dim"], k: Float[Array, "batch heads keys dim"]
-) -> Float[Array, "batch heads queries keys"]:
-    """The softmax of a block's queries, which are the last of the positions that k has."""
-    logits = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+) -> tuple[Float[Array, "batch heads queries keys"], Float[Array, "batch heads queries 1"]]:
+    """The exponentials of a block's queries, which are the last of the positions that k has, and their sums.
+
+    Divided by after the product with the values: a weight of 1 then stays 1 in bfloat16.
+    """
+    logits = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=_wide(q))
     query, key = jnp.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2], jnp.arange(k.shape[2])[None]
-    logits = logits + jnp.where(key <= query, 0.0, -1e30).astype(logits.dtype)
-    return jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    logits = logits + jnp.where(key <= query, 0.0, MASKED).astype(logits.dtype)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = weights.astype(q.dtype)
+    return weights, weights.astype(_wide(q)).sum(axis=-1, keepdims=True)
 
 
 def starts(length: int) -> list[tuple[int, int]]:
@@ -54,29 +65,32 @@ def _causal(q: Array, k: Array, v: Array) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
-    weights = [_weights(q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
+    made = [_weights(q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
     out = [
-        jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end])
-        for own, (_, end) in zip(weights, starts(q.shape[2]), strict=True)
+        jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end]) / total
+        for (own, total), (_, end) in zip(made, starts(q.shape[2]), strict=True)
     ]
-    out = jnp.concatenate(out, axis=2)
-    return out, (q, k, v, out, weights)
+    out = jnp.concatenate(out, axis=2).astype(v.dtype)
+    return out, (q, k, v, out, made)
 
 
 def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
-    q, k, v, out, weights = saved
-    # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4).
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
-    d_q, d_k, d_v = [], jnp.zeros_like(k), jnp.zeros_like(v)
-    for own, (start, end) in zip(weights, starts(q.shape[2]), strict=True):
+    q, k, v, out, made = saved
+    wide = _wide(q)
+    # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4). The weights are to be divided
+    # by their sum: so is, what costs less, all that they are multiplied with.
+    d_out = d_out.astype(wide) / jnp.concatenate([total for _, total in made], axis=2)
+    delta = jnp.sum(d_out * out.astype(wide), axis=-1, keepdims=True)
+    d_out = d_out.astype(v.dtype)
+    d_q, d_k, d_v = [], jnp.zeros_like(k, wide), jnp.zeros_like(v, wide)
+    for (own, _), (start, end) in zip(made, starts(q.shape[2]), strict=True):
         d_block = d_out[:, :, start:end]
         d_weights = jnp.einsum("bhtd,bhsd->bhts", d_block, v[:, :, :end])
         d_logits = (own * (d_weights - delta[:, :, start:end])).astype(q.dtype)
         d_q.append(jnp.einsum("bhts,bhsd->bhtd", d_logits, k[:, :, :end]))
         d_k = d_k.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", d_logits, q[:, :, start:end]))
         d_v = d_v.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", own, d_block))
-    return jnp.concatenate(d_q, axis=2), d_k, d_v
+    return jnp.concatenate(d_q, axis=2), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
 _causal.defvjp(_forward, _backward)

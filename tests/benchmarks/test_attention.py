@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.attention import Arguments, answers, cells, compared, fits, largest, validated, work
+from benchmarks.attention import CONFIGS, Arguments, cells, measure_all, predicted, work
+from benchmarks.attention_answers import answers, compared, fits, largest, longest, meeting, shares, validated
+from benchmarks.attention_cell import configured
 from benchmarks.measuring import quartiles
 from jaxarch.run.protocol import ConfigError
 
@@ -22,7 +25,7 @@ def record(name, length, seconds, peak=2**20):
     samples = list(seconds * np.linspace(0.995, 1.005, 7))
     return {
         "implementation": name, "pass": "forward", "length": length, "samples": samples, "flops": 10**9,
-        "seconds": quartiles(samples), "peak_bytes": peak, "invalid": False,
+        "seconds": quartiles(samples), "peak_bytes": peak, "predicted_bytes": None, "invalid": False,
     }  # fmt: skip
 
 
@@ -39,11 +42,12 @@ def test_answers_are_those_that_were_planted():
     records = planted()
     found = fits(records, idle=0.0)
     line, fastest = answers(ARGUMENTS, found, records)
-    assert line.startswith("dense, forward: exponent 2.00 [2.00, 2.00]; of memory 1.00 [1.00, 1.00]; ")
+    expected = "dense, forward: exponent 2.00 [2.00, 2.00], 2.00 in the last step; of memory 1.00 [1.00, 1.00]; "
+    assert line.startswith(expected)
     assert f"longest in 2 GiB: {2 * 2**30 / 1000:,.0f}" in line
     assert "above its projections from 1,000 (by operations 1,024)" in line
     assert "above the rest of the layer from 4,000 (by operations 3,072)" in line
-    assert fastest == "fastest, forward: 512 dense, 1,024 dense, 2,048 dense, 4,096 dense, 8,192 dense"
+    assert fastest == "fastest exact one, forward: 512 dense, 1,024 dense, 2,048 dense, 4,096 dense, 8,192 dense"
 
 
 def test_a_cell_whose_memory_is_not_known_still_has_its_time():
@@ -63,7 +67,7 @@ def test_a_rate_above_the_machines_is_invalid_and_left_out():
 
 def test_the_fastest_of_several_is_named():
     records = [record("dense", 512, 2.0), record("blockwise", 512, 1.0), record("jax_nn", 512, 3.0)]
-    assert answers(ARGUMENTS, [], records) == ["fastest, forward: 512 blockwise"]
+    assert answers(ARGUMENTS, [], records) == ["fastest exact one, forward: 512 blockwise"]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_roots_by_hand(coefficients, root):
 
 def test_work_is_that_of_the_task():
     cell = cells(Arguments(lengths=(8,), heads=2, dim=4))
-    by = {(c.implementation, c.pass_): work(c) for c in cell}
+    by = {(c.implementation, pass_): work(c, pass_) for c in cell for pass_ in c.passes}
     assert by["dense", "forward"] == 2 * 2 * 36 * 8  # 36 pairs, widths 4 + 4
     assert by["dense", "forward_backward"] == 3.5 * by["dense", "forward"]
     assert by["projections", "forward"] == 2 * 8 * 4 * 64 and by["layer", "forward"] == 2 * 8 * 12 * 64
@@ -96,9 +100,13 @@ def test_a_slower_cell_is_named(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"implementations": ("flash",)}, "--implementations flash: there are blocks, blockwise, dense"),
+        ({"implementations": ("flash",)}, "--implementations flash: there are blocks, blockwise, delta_rule"),
         ({"lengths": (0,)}, "--lengths must be 1"),
         ({"kv_heads": 3}, "--kv-heads 3 does not divide --heads 8"),
+        ({"repeats": 0}, "--repeats 0 is below 1"),
+        ({"implementations": ("window",)}, "window needs --window"),
+        ({"implementations": ("blocks",), "causal": False}, "blocks is for --causal True"),
+        ({"implementations": ("ring",), "devices": 3}, "over --devices 3: give --lengths that 6 divides"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
@@ -106,14 +114,78 @@ def test_wrong_options_are_refused(options, message):
         Arguments(**options)
 
 
+def test_known_models_have_their_published_operations():
+    """Of a layer: GPT-2's has 7.08 million weights in its products, Llama 3's of 8 billion 218.1 million."""
+    for name, weights in {"gpt2": 7_077_888, "vit-b": 7_077_888, "llama3-8b": 218_103_808}.items():
+        layer = [c for c in cells(Arguments(**CONFIGS[name])) if c.implementation == "layer"]
+        assert {work(c, "forward") / c.length for c in layer} == {2 * weights}
+
+
+def test_what_does_not_fit_or_is_late_is_said_and_left_out(capsys):
+    arguments = Arguments(implementations=("dense",), lengths=(65536,), passes="forward", budget=1e-9)
+    todo = [c for c in cells(arguments) if c.implementation == "dense"]
+    assert predicted(todo[0], "forward") > 2 * 8 * 65536**2 * 4
+    assert measure_all(arguments, todo) == []
+    assert "dense, forward, 65,536: left out, would take 256.5 GiB; see --gibibytes" in capsys.readouterr().out
+    small = cells(dataclasses.replace(arguments, lengths=(64,)))
+    assert measure_all(arguments, small) == []
+    assert "3 cells were not begun within --budget 1e-09" in capsys.readouterr().out
+
+
+def test_the_longest_length_is_that_of_the_predicted_bytes():
+    records = planted()
+    assert longest(records, "dense", "forward", 1e6) == pytest.approx(1000)
+    for r in records:
+        r["predicted_bytes"] = r["length"] ** 2
+    assert longest(records, "dense", "forward", 1e6) == pytest.approx(1000)
+    assert meeting((0.0, 0.0, 1e-9), (0.0, 1e-6, 0.0)) == pytest.approx(1000)
+
+
+def test_the_share_of_a_step_is_that_which_was_planted():
+    """Of two layers, each 1e-9 n^2 s; the step takes 1e-5 n s beside them: half of it at 5,000."""
+    records = []
+    for n in LENGTHS:
+        records += [record("step", n, 1e-5 * n + 2e-9 * n**2), record("auto", n, 1e-9 * n**2)]
+    for r in records:
+        r["pass"] = "forward_backward"
+    _, config = configured("experiments.gpt --model.layers 2")
+    *lines, last = shares(ARGUMENTS, config, fits(records, 0.0), records)
+    assert lines[0].startswith("512: attention takes 9 % of the step's 5.6 ms")
+    assert "attention is more than half of the step from 5,000 on" in last
+
+
+@pytest.mark.parametrize(
+    "experiment, message",
+    [
+        ("experiments.nothing", "there is no such module"),
+        ("json", "it is no experiment"),
+        ("tests.run.sketches.line", "it has no attention"),
+        ("experiments.gpt --model.layer 2", "did you mean --model.layers"),
+    ],
+)
+def test_an_experiment_that_cannot_be_profiled_is_refused(experiment, message):
+    with pytest.raises(ConfigError, match=message):
+        configured(experiment)
+
+
+@pytest.mark.slow
+def test_an_experiment_as_a_whole(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.attention", "--output", str(tmp_path), "--lengths", "16", "32", "64"]
+    command += ["--experiment", "experiments.gpt --model.layers 1 --model.dim 32 --batch-size 2", "--repeats", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "64: attention takes " in done.stdout
+
+
 @pytest.mark.slow
 def test_as_a_whole(tmp_path):
     command = [sys.executable, "-m", "benchmarks.attention", "--output", str(tmp_path), "--heads", "2", "--dim", "16"]
     command += ["--lengths", "37", "64", "128", "--implementations", "dense", "blockwise", "--kv-heads", "1"]
+    command += ["--passes", "all"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "attention.json").read_text())
-    assert len(content["records"]) == 24 and all(r["seconds"]["median"] > 0 for r in content["records"])
-    assert len((tmp_path / "attention.csv").read_text().splitlines()) == 25
+    assert len(content["records"]) == 36 and all(r["seconds"]["median"] > 0 for r in content["records"])
+    assert len((tmp_path / "attention.csv").read_text().splitlines()) == 37
     for quantity in ("seconds", "bytes"):
         assert (tmp_path / f"attention-{quantity}.png").stat().st_size > 10_000

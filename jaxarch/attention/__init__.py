@@ -9,36 +9,13 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxarch.attention.blocks import blocks_attention
-from jaxarch.attention.blockwise import blockwise_attention
-from jaxarch.attention.dense import dense_attention
+from jaxarch.attention.choice import KINDS, chosen, passed_over, unfit
 from jaxarch.attention.mask import Mask, counted
 from jaxarch.attention.options import Options
-from jaxarch.attention.ring import ring_attention
-from jaxarch.attention.window import window_attention
 
-Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring"]
+__all__ = ["KINDS", "Implementation", "attention", "chosen", "unfit"]
 
-EVERY = {
-    "causal", "window", "q_offset", "q_segments", "kv_start", "kv_length", "bias", "soft_cap", "sinks", "dropout",
-    "return_lse",
-}  # fmt: skip
-FUNCTIONS = {
-    "dense": dense_attention, "blockwise": blockwise_attention, "window": window_attention, "ring": ring_attention
-}  # fmt: skip
-HAS = {
-    "dense": EVERY,
-    "blockwise": EVERY,
-    "blocks": {"causal"},
-    "window": EVERY - {"q_offset", "bias", "dropout"},
-    "ring": {"causal", "window", "q_segments", "soft_cap", "sinks", "return_lse", "axis"},
-}
-NEEDS = {"blocks": {"causal"}, "window": {"window"}, "ring": {"axis"}}
-SELF_ATTENTION = {"blocks", "window", "ring"}  # as many keys as queries
-
-BLOCKS_LENGTH = 1024  # up to which auto keeps the weights of causal self-attention, rather than make them twice
-DENSE_WEIGHTS = 2**22  # a head's, up to which auto takes dense
-WINDOWS = 4  # in a sequence, from which on auto takes window
+Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring", "cudnn", "splash"]
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +64,24 @@ def attention(
         device's own part, and so is the result.
     implementation: dense holds all [batch, heads, length, keys] weights and has every option, and so has blockwise in
         O(length) memory. The others are for self-attention with some of the options: blocks, causal, leaves out the
-        products that the mask would drop and keeps the weights; window takes O(length * window); ring is for
-        an axis. auto takes what is fastest and has all that is asked for (`chosen` says which).
+        products that the mask would drop and keeps the weights; window takes O(length * window); ring is for an axis.
+        cudnn and splash are the fused kernels of NVIDIA GPUs and TPUs, in O(length) memory. auto takes what is fastest
+        and has all that is asked for (`chosen` says which); the log of this module says what it took.
     return_lse: `(out, lse)`, with the logarithm of the sum of the logits' exponentials, in float32, -inf where no
         key is seen: of two such over parts of the keys the whole can be made.
 
-    Raises ValueError where the options do not fit each other, or the implementation lacks one.
+    Raises ValueError where the arrays or the options do not fit each other, or the implementation lacks one or does
+    not run here.
     """
+    if not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"q is {q.dtype}; attention is for floating-point numbers.")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v are batches of {q.shape[0]}, {k.shape[0]} and {v.shape[0]}; give them one size.")
+    if k.shape[1:3] != v.shape[1:3]:
+        each = [f"{x.shape[1]} {name} in {x.shape[2]} heads" for name, x in (("keys", k), ("values", v))]
+        raise ValueError(f"{each[0]}, but {each[1]}; each key needs its value.")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"queries of {q.shape[3]} numbers do not meet keys of {k.shape[3]}.")
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{k.shape[2]} heads of keys do not divide {q.shape[2]} heads of queries.")
     if not q.dtype == k.dtype == v.dtype:
@@ -108,52 +96,30 @@ def attention(
     options = Options(mask, q.shape[-1] ** -0.5 if scale is None else scale, bias, soft_cap, sinks, dropout)
     options = options._replace(dropout_key=dropout_key if dropout else None, axis=axis)
     on = options.on | ({"return_lse"} if return_lse else set())
+    length, keys, dims = q.shape[1], k.shape[1], (q.shape[3], v.shape[3])
     if implementation == "auto":
-        name = chosen(q.shape[1], k.shape[1], on, window)
-        _say(name, q.shape, k.shape, tuple(sorted(on)))
+        name = chosen(length, keys, on, window, dims=dims, dtype=q.dtype)
+        _say(name, tuple(sorted(on)), passed_over(name, length, keys, on, dims=dims, dtype=q.dtype))
     else:
         name = implementation
-    reason = unfit(name, q.shape[1], k.shape[1], on)
+    reason = unfit(name, length, keys, on, dims=dims, dtype=q.dtype)
     if reason is not None:
-        raise ValueError(f"{reason}; blockwise has all options but axis.")
+        raise ValueError(
+            f"{reason}; {'ring is for an axis' if axis else 'blockwise has all options and runs everywhere'}."
+        )
     real = counted(mask, k.shape[1])
     if real is not None:
         # A weight of 0 does not keep a NaN out of a product.
         k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (k, v))
-    if name == "blocks":
-        return blocks_attention(q, k, v, options)
-    out, lse = FUNCTIONS[name](q, k, v, options)
+    kind = KINDS[name]
+    if "return_lse" not in kind.has:
+        return kind.function(q, k, v, options)
+    out, lse = kind.function(q, k, v, options)
     return (out, lse) if return_lse else out
 
 
-def unfit(name: str, length: int, keys: int, on: set[str]) -> str | None:
-    """Why this implementation cannot do this; None where it can. on: the options in use, as `attention` names them."""
-    if name not in HAS:
-        return f"there is no implementation {name!r}: {', '.join(HAS)}"
-    lacking = sorted(on - HAS[name])
-    if lacking:
-        return f"{name} lacks {', '.join(lacking)}"
-    needed = sorted(NEEDS.get(name, set()) - on)
-    if needed:
-        return f"{name} needs {', '.join(needed)}"
-    if name in SELF_ATTENTION and length != keys:
-        return f"{name} is for as many keys as queries, not for {keys} and {length}"
-    return None
-
-
-def chosen(length: int, keys: int, on: set[str], window: int | None = None) -> str:
-    """What auto takes for this many queries and keys with these options in use, as `attention` names them."""
-    if "axis" in on:
-        return "ring"
-    order = ["dense", "blockwise"] if length * keys <= DENSE_WEIGHTS else ["blockwise"]
-    if length <= BLOCKS_LENGTH:
-        order.insert(0, "blocks")
-    if window is not None and length >= WINDOWS * window:
-        order.insert(0, "window")
-    return next(name for name in order if unfit(name, length, keys, on) is None)
-
-
 @functools.cache
-def _say(name: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], on: tuple[str, ...]) -> None:
-    """Once for each kind of call."""
-    log.info("attention %s x %s with %s: %s", q_shape, k_shape, ", ".join(on) or "no option", name)
+def _say(name: str, on: tuple[str, ...], passed_over: str | None) -> None:
+    """Once for each choice; a model meets it at many shapes."""
+    why = "" if passed_over is None else f" ({passed_over})"
+    log.info("attention with %s: %s%s", ", ".join(on) or "no option", name, why)

@@ -12,8 +12,8 @@ from jaxarch.attention.mask import Mask
 class Options(NamedTuple):
     """As of `jaxarch.attention.attention`; what is None or 0 is off.
 
-    An implementation is a function `(q, k, v, options) -> (out, lse)`. What `kv_start` and `kv_length` leave out has
-    been made finite, and a dropout of 0 has no key.
+    An implementation is a function `(q, k, v, options) -> (out, lse)`, or `-> out` where it lacks `return_lse`. What
+    `kv_start` and `kv_length` leave out has been made finite, and a dropout of 0 has no key.
     """
 
     mask: Mask

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxarch.run import backend
 from jaxarch.run.checkpoint import Checkpoints, kept, reason
-from jaxarch.run.console import Console, clock, sparkline
+from jaxarch.run.console import Console, clock, heard, sparkline
 from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
 from jaxarch.run.metrics import Log, draw, read, summary
 from jaxarch.run.program import Carry, Programs, members
@@ -82,7 +82,7 @@ def main(experiment: Callable[[Any], Experiment], config: type, presets: Mapping
     """
     module, description = described(experiment)
     program = Path(module).stem if module.endswith(".py") else module.rsplit(".", 1)[-1]
-    with exits(program):
+    with exits(program), heard("jaxarch.attention"):
         config_, options, saved = parse(program, description, config, presets or {}, sys.argv[1:])
         run(program, module, experiment, config_, options, saved)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,27 @@ class Console:
                 self.line(f"step {step}/{steps}  {text}  {rate:.3g} steps/s  {left} left")
 
         return advance
+
+
+@contextlib.contextmanager
+def heard(name: str) -> Iterator[None]:
+    """Within it, what this logger says, from INFO on, is printed, and goes nowhere else."""
+
+    class Printed(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(record.getMessage(), flush=True)  # to stdout as it is then: a progress bar stands in front of it
+
+    logger, handler = logging.getLogger(name), Printed()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library may have given the root logger a handler that prints
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def clock(seconds: float) -> str:

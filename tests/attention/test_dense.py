@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.test_util import check_grads
 
 from jaxarch.attention import attention
 
+unchecked = inspect.unwrap(attention)  # as in use, where annotations are not checked
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["dense", "blockwise", "auto"])
 
 
@@ -207,6 +210,29 @@ def test_softmax_of_bfloat16_is_in_float32(implementation):
 def test_options_that_cannot_be_are_refused(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         attention(*arrays(**shapes), **options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda q, k, v: (q, k.astype(jnp.bfloat16), v), "float32, bfloat16 and float32; give them one type"),
+        (lambda q, k, v: (q.astype(jnp.int32), k, v), "q is int32; attention is for floating-point numbers"),
+        (lambda q, k, v: (q, k[:1], v[:1]), "batches of 2, 1 and 1; give them one size"),
+        (lambda q, k, v: (q, k, v[:, :4]), "5 keys in 4 heads, but 4 values in 4 heads; each key needs its value"),
+        (lambda q, k, v: (q, k, v[:, :, :2]), "5 keys in 4 heads, but 5 values in 2 heads; each key needs its value"),
+        (lambda q, k, v: (q, k[..., :6], v), "queries of 8 numbers do not meet keys of 6"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        unchecked(*change(*arrays()))
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(
+        ValueError, match="no implementation 'flash': dense, .*; blockwise has all options and runs every"
+    ):
+        unchecked(*arrays(), implementation="flash")
 
 
 @IMPLEMENTATIONS

@@ -116,7 +116,7 @@ def test_what_a_ring_cannot_do_is_said():
         ring(6, causal=True)
     with pytest.raises(ValueError, match="ring lacks bias"):
         ring(4, bias=jnp.zeros((1, 1, 1, 1)))
-    with pytest.raises(ValueError, match="blockwise lacks axis"):
+    with pytest.raises(ValueError, match="blockwise lacks axis; ring is for an axis"):
         ring(4, implementation="blockwise")
     x = jnp.ones((1, 4, 2, 4))
     with pytest.raises(ValueError, match="ring needs axis"):

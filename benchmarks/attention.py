@@ -28,6 +28,7 @@ from benchmarks.attention_cell import Cell, repeated
 from benchmarks.fitting import exponent, local_slopes, terms
 from benchmarks.measuring import quartiles, write
 from jaxarch.attention.cost import crossover, flops, visible_pairs
+from jaxarch.run import peaks
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.protocol import ConfigError, RunError
 
@@ -117,16 +118,6 @@ def work(cell: Cell) -> int:
     return flops(pairs, cell.batch, cell.heads, cell.dim, cell.dim, cell.pass_)
 
 
-def peak_rate(dtype: str) -> float:
-    """The most operations a second that a large product reaches here, of several tries."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jnp.ones((2048, 2048), dtype)
-    product = jax.jit(lambda x: x @ x)
-    return 2 * 2048**3 / min(repeated(lambda: product(x).block_until_ready(), 9))
-
-
 def overhead() -> float:
     """What a call of a compiled program costs that does next to nothing."""
     import jax
@@ -142,7 +133,7 @@ def validated(records: list[dict[str, Any]], peak: float) -> None:
     for record in records:
         if record["seconds"]:
             record["rate"] = record["flops"] / record["seconds"]["median"]
-            record["invalid"] = record["rate"] > 1.25 * peak  # a product of 2048 need not be the best
+            record["invalid"] = record["rate"] > 1.25 * peak  # the products tried need not be the best
 
 
 def fits(records: list[dict[str, Any]], idle: float) -> list[dict[str, Any]]:
@@ -288,7 +279,7 @@ def main() -> None:
                 print(f"\r{number + 1} of {len(todo)} cells", end="", flush=True)
         if sys.stdout.isatty():
             print("\r", end="")
-        validated(records, peak_rate(arguments.dtype))
+        validated(records, peaks.flops(arguments.dtype))
         found = fits(records, overhead())
         slower = compared(records, old) if old else []
         for line in [*table(records), "", *answers(arguments, found, records)]:

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxarch.data.text import TextData, load_text, windows
 from jaxarch.run import ConfigError, Experiment, Metrics, main
-from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
+from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.generate import complete
 from jaxarch.transformer.training import (
@@ -98,6 +99,7 @@ def experiment(config: Config) -> Experiment:
     if not len(data.tokenizer.encode(prompt)):
         raise ConfigError(f"--prompt {prompt!r} is nothing to this tokeniser; give another one.")
     model = decoder(config.model, data.tokenizer.vocab, config.length, PRECISIONS[config.precision])
+    operations = forward_flops(config.model, data.tokenizer.vocab, config.batch_size, config.length)
     validation = windows(data.validation[: config.eval_tokens + 1], config.length)
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
@@ -115,6 +117,7 @@ def experiment(config: Config) -> Experiment:
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
         assets=data.save,
         weights=("params", "ema"),
+        flops={jnp.dtype(model.dtype).name: 3 * operations},
     )
 
 

@@ -392,6 +392,7 @@ def run(
     again += f" --runs {options.runs}" if options.runs != Path("runs") else ""
     try:
         running.train(options.profile)
+        seconds, speed = running.clock.seconds(), running.speed()
         draw(log.path, folder / "curves.png")
         if running.step < schedule.steps:
             console.line(f"stopped after step {running.step} as asked; go on with: {again}")
@@ -399,7 +400,8 @@ def run(
         result = {
             **(running.last[0] if len(running.last) == 1 else {"sweep": running.last}),
             "steps": running.step,
-            "seconds": round(running.clock.seconds(), 3),
+            "seconds": round(seconds, 3),
+            **speed,
             "compile_seconds": round(programs.compile_seconds, 3),
             "parameters": parameters,
             "devices": len(jax.devices()),
@@ -520,7 +522,8 @@ def show(folder: Path, console: Console, result: dict[str, Any]) -> None:
     for line in result["sweep"] if isinstance(result.get("sweep"), list) else [result]:
         console.line(summary(line, most=len(line)))
     there = [name for name in ("curves.png", "samples", "metrics.jsonl", "result.json") if (folder / name).exists()]
+    mfu = f", {100 * result['mfu']:.3g} % MFU" if "mfu" in result else ""
     console.line(
-        f"{result['steps']} steps in {clock(result['seconds'])} (compiled in {result['compile_seconds']:.0f} s); "
+        f"{result['steps']} steps in {clock(result['seconds'])}{mfu} (compiled in {result['compile_seconds']:.0f} s); "
         f"{folder}: {', '.join(there)}"
     )

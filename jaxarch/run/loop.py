@@ -15,9 +15,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxarch.run import backend
 from jaxarch.run.checkpoint import Checkpoints, kept
 from jaxarch.run.console import Advance, Console
 from jaxarch.run.metrics import Log, Values, better, divergences, divide, lines, ordered, summary
+from jaxarch.run.peaks import seconds_at_peak
 from jaxarch.run.program import Carry, Member, Programs, restart
 from jaxarch.run.protocol import Batch, Experiment, RunError
 
@@ -195,6 +197,8 @@ class Run:
         self.dead: dict[int, tuple[int, str]] = {}  # member -> first step and metric that was not finite
         self.last: list[dict[str, Any]] = []  # the last evaluation: a line for each point of the sweep
         self._monitored: tuple[int, float] | None = None
+        self._logged = reached.step, reached.seconds
+        self._at_peak = 0.0  # seconds that the machine would take for a step at the least; 0: not known
         self._said: set[str] = set()
 
     def train(self, profile: bool = False) -> None:
@@ -206,8 +210,11 @@ class Run:
         profiler = Profiler(self.folder, self.step, self.plan.stop, profile)
         schedule = dispatches(self.step, self.plan)
         with signals() as stopped, self.console.progress(self.plan.steps, self.step) as advance:
-            if self.step == 0:
-                with self.clock.paused():
+            with self.clock.paused():
+                # Measured, if it must be, before anything else is under way.
+                jax.block_until_ready(self.carry)
+                self._at_peak = seconds_at_peak(self.programs.operations(), self.console.line) / devices(self.carry)
+                if self.step == 0:
                     self._write(self._evaluate(), advance)
             for index, count, batch in feed(self.programs.experiment, schedule):
                 profiler.before(index, self.carry)
@@ -246,11 +253,24 @@ class Run:
     def _write(self, values: Values, advance: Advance) -> None:
         values = ordered(values, self.programs.experiment.monitor)
         written = lines(values, self.programs.members, self.dead)
-        self.log.write(self.step, self.clock.seconds(), written)
+        self.log.write(self.step, self.clock.seconds(), written, self.speed(*self._logged))
+        self._logged = self.step, self.clock.seconds()
         if self._due(self.plan.eval_every):
             for line in written:
                 self.console.line(f"step {self.step}  {summary(line)}")
         advance(self.step, summary(written[0], most=2), self.clock.seconds())
+
+    def speed(self, since: int = 0, seconds: float = 0.0) -> dict[str, float]:
+        """Steps a second and, where it is known, MFU: the share of the machine's peak that the model's operations
+        reached (Chowdhery et al. 2022, app. B). Since step `since`, which was reached after so many seconds.
+
+        To be called when the device is idle.
+        """
+        steps, taken = self.step - since, self.clock.seconds() - seconds
+        if not steps or taken <= 0:
+            return {}
+        mfu = {"mfu": steps * self._at_peak / taken} if self._at_peak else {}
+        return {name: float(f"{value:.4g}") for name, value in {"steps_per_second": steps / taken, **mfu}.items()}
 
     def _evaluate(self) -> Values:
         values = divide(self.programs.evaluate(self.carry.state, self.step))
@@ -285,6 +305,11 @@ class Run:
         with self.clock.paused():
             best = self._monitored[1] if self._monitored and self._monitored[0] == self.step else None
             self.checkpoints.save(self.step, self.carry, {"seconds": self.clock.seconds()}, best)
+
+
+def devices(carry: Carry) -> int:
+    """How many devices share the work; those of a CPU are one machine."""
+    return 1 if backend.platform() == "cpu" else len(jax.tree.leaves(carry)[0].devices())
 
 
 def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,11 @@ class Log:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, self.path)
 
-    def write(self, step: int, seconds: float, lines: list[dict[str, Any]]) -> None:
+    def write(
+        self, step: int, seconds: float, lines: list[dict[str, Any]], speed: Mapping[str, float] | None = None
+    ) -> None:
+        """The metrics of a step, and before them in each line the speed, which no two runs share."""
+        lines = [{**(speed or {}), **line} for line in lines]
         with self.path.open("a") as file:
             for line in lines:
                 file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **line}) + "\n")
@@ -162,7 +166,7 @@ def draw(path: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     log = read(path)
-    skip = ("step", "seconds", "alive", "sweep")
+    skip = ("step", "seconds", "steps_per_second", "mfu", "alive", "sweep")
     names = list(dict.fromkeys(name for line in log for name in line if name not in skip))
     names = [name for name in names if name.count("/") < 2]
     quantities = list(dict.fromkeys(name.split("/")[-1] for name in names))

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.run import backend
+from jaxarch.run.operations import counted
 from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State
 
 NEVER = np.iinfo(np.int32).max
@@ -76,11 +77,12 @@ def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> l
 
 
 class Closed(NamedTuple):
-    """A function of `(constants, *arguments)`, its constants, and the shapes of its result."""
+    """A function of `(constants, *arguments)`, its constants, the shapes of its result, and its program."""
 
     pure: Callable[..., Any]
     constants: list[Array]
     shapes: PyTree
+    jaxpr: Jaxpr
 
 
 def closed(function: Callable, *arguments: PyTree) -> Closed:
@@ -100,7 +102,7 @@ def closed(function: Callable, *arguments: PyTree) -> Closed:
         return jax.tree.unflatten(structure, outputs)
 
     constants = [jnp.asarray(c) for c, is_large in zip(traced.consts, large, strict=True) if is_large]
-    return Closed(pure, constants, shapes)
+    return Closed(pure, constants, shapes, traced.jaxpr)
 
 
 def add(sums: dict[str, Sums], metrics: Metrics, index: Int[Array, ""]) -> dict[str, Sums]:
@@ -179,7 +181,7 @@ class Programs:
         return self._compiled[name](*arguments)
 
     def init(self) -> State:
-        pure, constants, _ = self._init
+        pure, constants, *_ = self._init
         """The first state. Compiled, so that what stands twice in it (an average that begins as the parameters) has
         two buffers, and both can be donated.
         """
@@ -201,6 +203,13 @@ class Programs:
                 raise TypeError(f"step returns another structure of state than init: {state} != {self.member_shape}")
         return self._step
 
+    def operations(self) -> dict[str, float]:
+        """Floating-point operations of a step of all members by type, once it is traced; none where not known."""
+        assert self._step is not None, "sums comes first"
+        given = self.experiment.flops
+        found = counted(self._step.jaxpr) if given is None else given
+        return {dtype: float(len(self.members) * number) for dtype, number in (found or {}).items()}
+
     def steps(self, carry: Carry, batches: Batch, index: int) -> Carry:
         """Steps `index, index + 1, ...`, one for each of the leading axis of `batches`, in one dispatch.
 
@@ -209,7 +218,7 @@ class Programs:
         count = batches if isinstance(batches, int) else len(jax.tree.leaves(batches)[0])
         batches = None if isinstance(batches, int) else batches
         first = jax.tree.map(lambda leaf: leaf[0], batches)
-        pure, constants, _ = self._traced_step(first)
+        pure, constants, *_ = self._traced_step(first)
         step = self._over(pure, 1, 2)
         unroll = count > 1 and self._unrolls(first)
 
@@ -233,9 +242,7 @@ class Programs:
     def _unrolls(self, batch: Batch) -> bool:
         """Whether many steps are written out one after another rather than scanned."""
         if self._unroll is None:
-            pure, constants, _ = self._traced_step(batch)
-            arguments = (constants, self.member_shape, shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
-            convolves = "conv_general_dilated" in str(jax.make_jaxpr(pure)(*arguments))
+            convolves = "conv_general_dilated" in str(self._traced_step(batch).jaxpr)
             # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
             self._unroll = convolves and backend.platform() == "cpu"
         return self._unroll
@@ -245,7 +252,7 @@ class Programs:
         keys = self.report_keys(index)
         if self._evaluate is None:
             self._evaluate = closed(self.experiment.evaluate, self.member_shape, jax.random.key(0))
-        pure, constants, _ = self._evaluate
+        pure, constants, *_ = self._evaluate
         return self._call("evaluate", self._over(pure, 2), constants, state, keys)
 
     def report_keys(self, index: int) -> Array:

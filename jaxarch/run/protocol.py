@@ -6,7 +6,7 @@ transformation of these functions, written once in this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,6 +53,9 @@ class Experiment(NamedTuple):
         too, but for the data.
     weights: the fields of the state (a dataclass or a NamedTuple) that `--init-from` fills. One that the other
         run lacks (an exponential average, a target network) is filled from the first of them.
+    flops: the floating-point operations of a step's products by type, `{"bfloat16": 1.2e12}`, by formula: three times
+        those of the forward pass, what is recomputed not counted again. Against the machine's peaks they give the
+        run's MFU. None: they are counted in the program (`jaxarch.run.operations`).
     """
 
     init: Callable[[Key[Array, ""], Hypers], State]
@@ -65,6 +68,7 @@ class Experiment(NamedTuple):
     hypers: Hypers = ()
     assets: Callable[[Path], None] | None = None
     weights: tuple[str, ...] = ("params",)
+    flops: Mapping[str, float] | None = None
 
 
 class ConfigError(Exception):

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.attention.cache import Cache, KeyValues, empty_cache, next_positions
+from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import SelfAttention
 from jaxarch.transformer.layers import (
@@ -107,6 +108,12 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of a feed-forward layer."""
+        swiglu = -(-8 * self.dim // (3 * 64)) * 64
+        return self.mlp_dim or (swiglu if self.mlp == "swiglu" else 4 * self.dim)
 
 
 def _near_divisors(number: int, wanted: int) -> str:
@@ -280,15 +287,26 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
         out_init=out_init,
     )
     if config.mlp == "swiglu":
-        hidden = config.mlp_dim or -(-8 * config.dim // (3 * 64)) * 64
-        feed_forward = partial(GatedFeedForward, hidden, use_bias=config.bias, out_init=out_init)
+        feed_forward = partial(GatedFeedForward, config.hidden, use_bias=config.bias, out_init=out_init)
     else:
         activation = gelu if config.mlp == "gelu" else squared_relu
-        feed_forward = partial(
-            FeedForward, config.mlp_dim or 4 * config.dim, activation, use_bias=config.bias, out_init=out_init
-        )
+        feed_forward = partial(FeedForward, config.hidden, activation, use_bias=config.bias, out_init=out_init)
     block = partial(Block, norm, attention, feed_forward, config.dropout)
     return Decoder(config, vocab, length, block, norm, dtype)
+
+
+def forward_flops(config: ModelConfig, vocab: int, batch: int, length: int) -> int:
+    """Floating-point operations of the products of a forward pass over `[batch, length]` tokens.
+
+    Two for each token and each parameter that multiplies it, the read-out's among them but no table's (Kaplan et al.
+    2020, sec. 2.1), and attention's over the pairs that the causal mask shows. A training step takes three times as
+    many: each product has two in the backward pass (Chowdhery et al. 2022, app. B).
+    """
+    c, kv_heads = config, config.kv_heads or config.heads
+    projections = projection_flops(batch, length, c.dim, c.heads, kv_heads, c.head_dim)
+    attention = flops(visible_pairs(length, length, causal=True), batch, c.heads, c.head_dim, c.head_dim)
+    feed_forward = 2 * batch * length * c.dim * c.hidden * (3 if c.mlp == "swiglu" else 2)
+    return c.layers * (projections + attention + feed_forward) + 2 * batch * length * c.dim * vocab
 
 
 def _embedding_std(config: ModelConfig) -> float:

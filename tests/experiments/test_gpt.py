@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import gpt
-from jaxarch.run.program import members
+from jaxarch.attention.cost import flops
+from jaxarch.run.program import Member, members
 from jaxarch.transformer.decoder import ModelConfig
 from jaxarch.transformer.training import OptimConfig
 from tests.run.running import after, assert_same, exit_code, log, run
@@ -92,6 +93,17 @@ def test_a_member_is_the_solo_run(text, x64, tolerance, monkeypatch):
             if x64:
                 assert jax.tree.leaves(own.params)[0].dtype == jax.numpy.float64
             chex.assert_trees_all_close(own.params, alone.state.params, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("precision, dtype", [("f32", "float32"), ("bf16", "bfloat16")])
+def test_the_operations_of_a_step_are_those_of_its_program(text, precision, dtype):
+    """Exactly, in micro-batches as well, once the pairs are added that the mask hides, 6 of 16."""
+    model, optim = ModelConfig(1, 2, 16), OptimConfig(accumulate=2)
+    config = gpt.Config(data=str(text), length=4, batch_size=6, model=model, optim=optim, precision=precision)
+    experiment = gpt.experiment(config)
+    hidden = 3 * flops(4 * 3 // 2, 6, 2, 8, 8)
+    programs, _ = after(experiment._replace(flops=None), [Member(0, {})], 0)
+    assert programs.operations() == {dtype: experiment.flops[dtype] + hidden} and list(experiment.flops) == [dtype]
 
 
 @pytest.mark.parametrize(

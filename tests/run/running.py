@@ -16,6 +16,8 @@ from jaxarch.run.command import first_batch, main
 from jaxarch.run.loop import batches
 from jaxarch.run.program import Carry, Member, Programs
 
+SPEED = ("seconds", "steps_per_second", "mfu")
+
 
 def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a") -> Path:
     """`python -m MODULE --runs RUNS --name NAME ARGUMENTS`, which must succeed; the run's folder."""
@@ -46,9 +48,9 @@ def after(experiment: Experiment, members: list[Member], steps: int) -> tuple[Pr
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` without their times."""
+    """The lines of `metrics.jsonl` without their times and speeds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxarch.run.loop import Plan, batches, dispatches, feed, plan
-from tests.run.running import arrays, assert_same, log, run
+from jaxarch.run import command, loop, peaks, program
+from jaxarch.run.checkpoint import Checkpoints
+from jaxarch.run.console import Console
+from jaxarch.run.loop import Plan, Reached, Run, batches, dispatches, feed, plan
+from jaxarch.run.metrics import Log, read
+from jaxarch.run.program import Member, Programs, members
+from tests.run.running import after, arrays, assert_same, log, run
 from tests.run.sketches import gan, line, tabular
 
 WAYS = [[], ["--scan", 4], ["--replicas", 3], ["--sweep", "learning-rate=0.01,0.1"]]
@@ -106,6 +114,106 @@ def test_a_broken_example_reaches_the_caller():
     experiment = line.experiment(line.Config())._replace(data=Broken())
     with pytest.raises(OSError, match="unreadable"):
         list(feed(experiment, iter([(0, 1)])))
+
+
+# A step of `line` multiplies [4, 3] by [3], and once more for the gradient of the weights.
+LINE_FLOPS = 2 * 2 * 4 * 3
+
+
+@pytest.fixture
+def decreed(monkeypatch):
+    """A machine of 1,000 operations a second on which step t takes t + 1 seconds, and all that is no step very many."""
+    now = 0.0
+
+    def lasting(owner, name, seconds):
+        function = getattr(owner, name)
+
+        def wrapped(*arguments, **options):
+            nonlocal now
+            now += seconds(*arguments) if callable(seconds) else seconds
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    def steps(programs, carry, batches, index):
+        count = batches if isinstance(batches, int) else len(jax.tree.leaves(batches)[0])
+        return sum(range(index + 1, index + count + 1))
+
+    for module in (loop, program):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(peaks, "flops", lambda dtype, say: 1000.0)
+    lasting(Programs, "steps", steps)
+    for owner, name in (
+        (peaks, "flops"), (Programs, "evaluate"), (loop, "report"), (Checkpoints, "save"), (command, "draw"),
+    ):  # fmt: skip
+        lasting(owner, name, 10_000.0)
+
+
+def rounded(value):
+    """To four figures, as in the log."""
+    return float(f"{value:.4g}")
+
+
+def with_speed(folder):
+    """The result and the lines of the log, without those of step 0, which have no speed."""
+    lines = read(folder / "metrics.jsonl")
+    assert not any("steps_per_second" in entry or "mfu" in entry for entry in lines if entry["step"] == 0)
+    return [json.loads((folder / "result.json").read_text()), *(entry for entry in lines if entry["step"])]
+
+
+@pytest.mark.parametrize(
+    "way, members", [([], 1), (["--scan", 4], 1), (["--replicas", 3], 3), (["--sweep", "learning-rate=0.01,0.1"], 2)]
+)
+def test_mfu_is_operations_over_what_the_machine_could_have_done(way, members, decreed, tmp_path):
+    result, *lines = with_speed(run(line, tmp_path, "--steps", 12, *way))
+    assert result["seconds"] == 78 and result["mfu"] == rounded(members * 12 * LINE_FLOPS / 78 / 1000)
+    steps = [0, *dict.fromkeys(entry["step"] for entry in lines)]
+    before = dict(itertools.pairwise(reversed(steps)))
+    assert len(before) >= 3
+    for entry in lines:
+        taken = range(before[entry["step"]], entry["step"])
+        speed = len(taken) / sum(t + 1 for t in taken)
+        assert entry["steps_per_second"] == rounded(speed)
+        assert entry["mfu"] == rounded(members * speed * LINE_FLOPS / 1000)
+
+
+def test_speed_counts_from_where_a_resumed_run_begins(decreed, tmp_path):
+    """A thousand steps that took ten hours are not in the next lines."""
+    experiment = line.experiment(line.Config())
+    programs, carry = after(experiment, [Member(0, {})], 0)
+    reached, schedule = Reached(carry, 1000, 36_000.0), Plan(2000, 1010, 5, 2000, 2000, 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    running = Run(programs, schedule, tmp_path, checkpoints, Console(), Log(tmp_path), reached)
+    running.train()
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [entry["step"] for entry in lines] == [1005, 1010]
+    taken = sum(range(1001, 1006)), sum(range(1006, 1011))
+    assert [entry["steps_per_second"] for entry in lines] == [rounded(5 / seconds) for seconds in taken]
+    assert running.speed()["steps_per_second"] == rounded(1010 / (36_000 + sum(taken)))
+
+
+def test_what_makes_no_products_has_no_mfu(decreed, tmp_path, capsys):
+    for entry in with_speed(run(tabular, tmp_path, "--env-steps", 20)):
+        assert "steps_per_second" in entry and "mfu" not in entry
+    assert "MFU" not in capsys.readouterr().out
+
+
+def test_the_last_line_says_the_mfu(decreed, tmp_path, capsys):
+    run(line, tmp_path, "--steps", 3)
+    assert "3 steps in 0:06, 2.4 % MFU (compiled" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_operations_by_formula_come_before_those_counted():
+    experiment = line.experiment(line.Config())
+    assert after(experiment, [Member(0, {})], 0)[0].operations() == {"float32": LINE_FLOPS}
+    given = experiment._replace(flops={"bfloat16": 7})
+    assert after(given, members(given.hypers, [], 0, 3), 0)[0].operations() == {"bfloat16": 21}
+
+    def endless(state, batch, index):
+        x = jax.lax.while_loop(lambda x: x[0, 0] > 1, lambda x: x @ x, batch[0][:3])
+        return state, {"x": x[0, 0]}
+
+    assert after(experiment._replace(step=endless), [Member(0, {})], 0)[0].operations() == {}
 
 
 def test_the_plan_looks_ten_times_and_rounds_to_whole_dispatches():

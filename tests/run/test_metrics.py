@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jaxarch.run import metrics
 from jaxarch.run.metrics import Log, draw, interquartile_mean, interval, lines, read
 from jaxarch.run.program import Member
 
@@ -45,6 +46,21 @@ def test_the_log_is_cut_to_a_checkpoint_and_survives_a_torn_line(tmp_path):
     assert [line["step"] for line in read(log.path)] == [1, 2, 3]
     log.keep_until(2)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+
+
+def test_speed_stands_beside_the_metrics_for_followers_too_but_has_no_curve(tmp_path, monkeypatch):
+    followed = []
+    monkeypatch.setattr(metrics, "_follower", lambda name, folder: lambda step, line: followed.append((step, line)))
+    pictures = []
+    for number, speed in enumerate(({}, {"steps_per_second": 2.0, "mfu": 0.5})):
+        (tmp_path / f"{number}").mkdir()
+        log = Log(tmp_path / f"{number}")
+        log.write(7, 3.5, [{"train/loss": 1.0}], speed)
+        assert read(log.path) == [{"step": 7, "seconds": 3.5, **speed, "train/loss": 1.0}]
+        draw(log.path, tmp_path / "curves.png")
+        pictures.append((tmp_path / "curves.png").read_bytes())
+    assert followed == [(7, {"train/loss": 1.0}), (7, {"steps_per_second": 2.0, "mfu": 0.5, "train/loss": 1.0})]
+    assert pictures[0] == pictures[1]
 
 
 def test_curves_are_drawn_for_replicas_and_sweeps(tmp_path):

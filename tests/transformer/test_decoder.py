@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxarch.attention.cost import flops
 from jaxarch.run import backend
+from jaxarch.run.operations import counted
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama, stack_layers, unstack_layers
+from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama, stack_layers, unstack_layers
 
 VOCAB, LENGTH = 65, 24
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, size=(3, LENGTH)), jnp.int32)
@@ -45,6 +47,33 @@ def drawn(model):
 
 def applied(model, variables, tokens=TOKENS):
     return jax.jit(model.apply)(variables, tokens)
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_operations_by_formula_are_those_of_the_program(name):
+    """Exactly, once the pairs are added that the mask hides: at this length attention multiplies them all."""
+    config = CONFIGS[name]
+    model = decoder(config, VOCAB, LENGTH)
+    params = drawn(model)["params"]
+
+    def program(params):
+        return model.apply({"params": params}, TOKENS)
+
+    hidden = flops(LENGTH * (LENGTH - 1) // 2, 3, 4, 16, 16)  # batch, heads, width
+    expected = forward_flops(config, VOCAB, 3, LENGTH) + config.layers * hidden
+    assert counted(jax.make_jaxpr(program)(params)) == {"float32": expected}
+    gradient = jax.value_and_grad(lambda params: program(params).var())
+    assert counted(jax.make_jaxpr(gradient)(params)) == {"float32": 3 * expected}
+
+
+def test_operations_by_hand():
+    """One token through a layer of width 2: 4 projections of 4, two of 16 that feed forward, 1 pair, 5 logits."""
+    config = ModelConfig(1, 1, 2)
+    assert forward_flops(config, 5, 1, 1) == 2 * (4 * 4 + 2 * 16 + (2 + 2) + 2 * 5)
+    assert forward_flops(config, 5, 7, 3) == 7 * 2 * (3 * (4 * 4 + 2 * 16 + 2 * 5) + 6 * (2 + 2))
 
 
 # --- initialisation -----------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def draw(records: Records, found: Records, folder: Path) -> None:
         passes = list(dict.fromkeys(r["pass"] for r in records))
         for place, pass_ in enumerate(passes):
             axes = figure.add_subplot(1, len(passes), place + 1)
-            lengths, costs = [], []
+            lengths, costs, colors = [], [], {}
             for name in dict.fromkeys(r["implementation"] for r in records):
                 own = series(records, name, pass_, quantity)
                 if not own:
@@ -196,6 +196,7 @@ def draw(records: Records, found: Records, folder: Path) -> None:
                 text = f"{name} {fit[0]['exponent']:.2f}" if fit else name
                 lengths, costs = [*lengths, *n], [*costs, *y]
                 (points,) = axes.plot(n, y, "s:" if name in ("projections", "layer") else "o", label=text, markersize=4)
+                colors[name] = points.get_color()
                 if fit:
                     a, b, c = fit[0]["terms"]
                     grid = np.geomspace(n[0], n[-1], 60)
@@ -203,28 +204,33 @@ def draw(records: Records, found: Records, folder: Path) -> None:
             if not lengths:
                 continue
             if quantity == "seconds":
-                _mark_crossovers(axes, records, found, pass_)
+                _mark_crossovers(axes, lengths, found, pass_, colors)
             corner = min(lengths), min(costs)
             for slope in (1, 2):
                 grid = np.array([corner[0], max(lengths)])
                 line = corner[1] * (grid / corner[0]) ** slope
                 axes.plot(grid, line, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             axes.set(xscale="log", yscale="log", xlabel="length", ylabel=label, title=pass_)
+            axes.set_xticks(sorted(set(lengths)), [f"{n:,.0f}" for n in sorted(set(lengths))])
+            axes.minorticks_off()
             axes.legend(fontsize="small", title="implementation, exponent", title_fontsize="small")
             axes.grid(alpha=0.3)
         figure.savefig(folder / f"attention-{quantity}.png", dpi=110)
 
 
-def _mark_crossovers(axes: Any, records: Records, found: Records, pass_: str) -> None:
-    """A ring where a fitted cost meets that of the projections, or of the whole rest of a layer."""
-    by, lengths = by_name(found), [r["length"] for r in records]
-    for name in dict.fromkeys(fit["implementation"] for fit in found):
+def _mark_crossovers(axes: Any, lengths: list[float], found: Records, pass_: str, colors: dict[str, Any]) -> None:
+    """A ring where a fitted cost meets that of the projections, and, with its length, that of the rest of a layer."""
+    by = by_name(found)
+    for name in colors:
         for rest in ("projections", "layer"):
             fit, other = by.get((name, pass_, "seconds")), by.get((rest, pass_, "seconds"))
             if fit is None or other is None or name in ("projections", "layer"):
                 continue
             n = meeting(fit["terms"], other["terms"])
-            if n is not None and min(lengths) / 2 <= n <= 2 * max(lengths):
+            if n is not None and min(lengths) <= n <= max(lengths):
                 a, b, c = other["terms"]
-                axes.plot(n, a + b * n + c * n * n, "o", markersize=11, fillstyle="none", color="0.2")
-                axes.annotate(f"{n:,.0f}", (n, a + b * n + c * n * n), (0, 9), textcoords="offset points", fontsize=7)
+                place = n, a + b * n + c * n * n
+                axes.plot(*place, "o", markersize=11, fillstyle="none", color=colors[name])
+                if rest == "layer":
+                    shift = {"xytext": (8, -9), "textcoords": "offset points"}
+                    axes.annotate(f"{n:,.0f}", place, fontsize=7, color=colors[name], **shift)

@@ -259,14 +259,14 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
             dropped = weights
             if block.kept is not None:
                 dropped, d_weights = weights * block.kept, d_weights * block.kept
-            d_v += jnp.einsum("bkgts,bkgtw->bksw", dropped.astype(v.dtype), d_rows, preferred_element_type=wide)
+            d_v += _summed(dropped.astype(v.dtype), d_rows, wide)
             d_logits = weights * (d_weights - row_delta)
             if bias is not None:
                 d_bias = _add_bias(static, d_bias, d_logits, i, j)
             if block.capped is not None and static.soft_cap is not None:
                 d_logits *= 1 - jnp.square(block.capped / static.soft_cap)
             d_logits = (d_logits * static.scale).astype(q.dtype)
-            d_k += jnp.einsum("bkgts,bkgtd->bksd", d_logits, queries, preferred_element_type=wide)
+            d_k += _summed(d_logits, queries, wide)
             more = products(d_logits, keys.swapaxes(2, 3), wide)
             more = _part(d_q, 1, i, static.block_queries) + _laid(more)
             d_q = jax.lax.dynamic_update_slice_in_dim(d_q, more, i * static.block_queries, 1)
@@ -283,6 +283,13 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
     )
     d_sinks = None if sinks is None else -(jnp.exp(sinks.astype(wide) - lse) * delta).sum(axis=(0, 1))
     return d_q, _stacked(d_k), _stacked(d_v), d_bias, d_sinks
+
+
+def _summed(x: Array, y: Array, wide: DTypeLike) -> Array:
+    """x^T y for each head, summed over the group's queries."""
+    batch, kv_heads, group, queries, keys = x.shape
+    x, y = x.reshape(batch * kv_heads, group * queries, keys), y.reshape(batch * kv_heads, group * queries, -1)
+    return jnp.einsum("hts,htw->hsw", x, y, preferred_element_type=wide).reshape(batch, kv_heads, keys, -1)
 
 
 def _add_bias(static: Static, d_bias: Array, d_logits: Array, i: Array, j: Array) -> Array:

@@ -7,15 +7,21 @@ import logging
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxarch.attention.choice import KINDS, chosen, passed_over, unfit
 from jaxarch.attention.mask import Mask, counted
-from jaxarch.attention.options import Options
+from jaxarch.attention.options import Options, alike
 
 __all__ = ["KINDS", "Implementation", "attention", "chosen", "unfit"]
 
 Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring", "cudnn", "splash"]
+
+FARTHEST = 2**30  # positions lie below it, so that their sum with a window does
+LEAST_BIAS = (
+    -1e29
+)  # nearer to 0 than what hides a key: a bias alone never makes a visible key weigh less than a hidden one
 
 log = logging.getLogger(__name__)
 
@@ -53,48 +59,44 @@ def attention(
         (Beltagy et al. 2020, sec. 3.1).
     q_segments, kv_segments: numbers of packed sequences: a query sees keys of its own number.
     kv_start, kv_length: of each row, the first key that counts and the one past the last. What lies
-        outside is never read: it may be NaN.
-    bias: added to the logits; finite.
+        outside is never read: it may be NaN. (NaN in what only causal or a window hides is not kept out.)
+    bias: added to the logits; below -1e29 it counts as that. It weighs down, and does not hide: the softmax of a row
+        whose keys it all weighs down alike is as without it.
     soft_cap: logits become soft_cap * tanh(logits / soft_cap), before bias and mask (Gemma 2, 2024, sec. 2).
     sinks: of each head, the logit of a key without a value, which takes weight away (gpt-oss, OpenAI 2025).
     scale: of the logits; dim ** -0.5 where None.
     dropout, dropout_key: the rate at which weights are dropped, where there is a key; the others grow to
-        1 / (1 - rate) of themselves.
+        1 / (1 - rate) of themselves. Inside a `jax.shard_map` over rows or heads give each device a key of its own.
     axis: inside a `jax.shard_map`, the mesh axis over which the length is cut. q, k, v and the segments are then the
         device's own part, and so is the result.
     implementation: dense holds all [batch, heads, length, keys] weights and has every option, and so has blockwise in
         O(length) memory. The others are for self-attention with some of the options: blocks, causal, leaves out the
         products that the mask would drop and keeps the weights; window takes O(length * window); ring is for an axis.
-        cudnn and splash are the fused kernels of NVIDIA GPUs and TPUs, in O(length) memory. auto takes what is fastest
-        and has all that is asked for (`chosen` says which); the log of this module says what it took.
+        cudnn and splash are the fused kernels of NVIDIA GPUs and TPUs, in O(length) memory. auto takes what should be
+        fastest on the default device and has all that is asked for (`chosen` says which); the log of this module says
+        what it took.
     return_lse: `(out, lse)`, with the logarithm of the sum of the logits' exponentials, in float32, -inf where no
         key is seen: of two such over parts of the keys the whole can be made.
 
     Raises ValueError where the arrays or the options do not fit each other, or the implementation lacks one or does
     not run here.
     """
-    if not jnp.issubdtype(q.dtype, jnp.floating):
-        raise ValueError(f"q is {q.dtype}; attention is for floating-point numbers.")
-    if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k and v are batches of {q.shape[0]}, {k.shape[0]} and {v.shape[0]}; give them one size.")
-    if k.shape[1:3] != v.shape[1:3]:
-        each = [f"{x.shape[1]} {name} in {x.shape[2]} heads" for name, x in (("keys", k), ("values", v))]
-        raise ValueError(f"{each[0]}, but {each[1]}; each key needs its value.")
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"queries of {q.shape[3]} numbers do not meet keys of {k.shape[3]}.")
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f"{k.shape[2]} heads of keys do not divide {q.shape[2]} heads of queries.")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; give them one type.")
+    _check_arrays(q, k, v, q_segments, kv_segments, kv_start, kv_length, bias, sinks)
     if window is not None and window < 1:
         raise ValueError(f"a window of {window} holds nothing; 1 is the query's own position.")
-    if (q_segments is None) != (kv_segments is None):
-        raise ValueError("q_segments and kv_segments go together.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout} is not in [0, 1).")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError(f"a soft_cap of {soft_cap} is not above 0; None is none.")
+    window = None if window is None else min(window, FARTHEST)
+    q_offset = int(q_offset) if isinstance(q_offset, np.integer) else q_offset
+    bias = None if bias is None else jnp.maximum(bias, LEAST_BIAS)
     mask = Mask(causal, window, q_offset, q_segments, kv_segments, kv_start, kv_length)
-    options = Options(mask, q.shape[-1] ** -0.5 if scale is None else scale, bias, soft_cap, sinks, dropout)
-    options = options._replace(dropout_key=dropout_key if dropout else None, axis=axis)
+    dropout_key = dropout_key if dropout else None
+    q, k, v, mask, bias, sinks, dropout_key = alike((q, k, v, mask, bias, sinks, dropout_key))
+    options = Options(
+        mask, q.shape[-1] ** -0.5 if scale is None else float(scale), bias, soft_cap, sinks, dropout, dropout_key, axis
+    )
     on = options.on | ({"return_lse"} if return_lse else set())
     length, keys, dims = q.shape[1], k.shape[1], (q.shape[3], v.shape[3])
     if implementation == "auto":
@@ -116,6 +118,53 @@ def attention(
         return kind.function(q, k, v, options)
     out, lse = kind.function(q, k, v, options)
     return (out, lse) if return_lse else out
+
+
+def _check_arrays(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_segments: Array | None,
+    kv_segments: Array | None,
+    kv_start: Array | None,
+    kv_length: Array | None,
+    bias: Array | None,
+    sinks: Array | None,
+) -> None:
+    """Raises ValueError where they do not fit each other: read in blocks, what is too short would be read again."""
+    if not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"q is {q.dtype}; attention is for floating-point numbers.")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v are batches of {q.shape[0]}, {k.shape[0]} and {v.shape[0]}; give them one size.")
+    if k.shape[1:3] != v.shape[1:3]:
+        each = [f"{x.shape[1]} {name} in {x.shape[2]} heads" for name, x in (("keys", k), ("values", v))]
+        raise ValueError(f"{each[0]}, but {each[1]}; each key needs its value.")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"queries of {q.shape[3]} numbers do not meet keys of {k.shape[3]}.")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"{k.shape[2]} heads of keys do not divide {q.shape[2]} heads of queries.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; give them one type.")
+    if 0 in q.shape or 0 in v.shape:
+        raise ValueError(f"queries of shape {q.shape} and values of shape {v.shape}: there is nothing to attend to.")
+    if (q_segments is None) != (kv_segments is None):
+        raise ValueError("q_segments and kv_segments go together.")
+    batch, length, heads, keys = *q.shape[:3], k.shape[1]
+    wanted = {
+        "q_segments": (q_segments, (batch, length)),
+        "kv_segments": (kv_segments, (batch, keys)),
+        "kv_start": (kv_start, (batch,)),
+        "kv_length": (kv_length, (batch,)),
+        "sinks": (sinks, (heads,)),
+    }
+    for name, (array, shape) in wanted.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} is of shape {array.shape}, not {shape}.")
+    full = batch, heads, length, keys
+    if bias is not None and (
+        bias.ndim != 4 or any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True))
+    ):
+        raise ValueError(f"bias is of shape {bias.shape}, not {full} or 1 along an axis that shares it.")
 
 
 @functools.cache

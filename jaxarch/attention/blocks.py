@@ -6,6 +6,9 @@ the products and of the weights, and keeps the weights for the backward pass ins
 
 from __future__ import annotations
 
+from functools import partial
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -27,8 +30,7 @@ def blocks_attention(
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
-    q = q * jnp.asarray(options.scale, q.dtype)
-    out = _causal(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
+    out = cast(Array, _causal(options.scale, *(x.transpose(0, 2, 1, 3) for x in (q, k, v))))
     return out.transpose(0, 2, 1, 3)
 
 
@@ -40,13 +42,13 @@ def _wide(x: Array) -> DTypeLike:
 
 
 def _weights(
-    q: Float[Array, "batch heads queries dim"], k: Float[Array, "batch heads keys dim"]
+    scale: float, q: Float[Array, "batch heads queries dim"], k: Float[Array, "batch heads keys dim"]
 ) -> tuple[Float[Array, "batch heads queries keys"], Float[Array, "batch heads queries 1"]]:
     """The exponentials of a block's queries, which are the last of the positions that k has, and their sums.
 
     Divided by after the product with the values: a weight of 1 then stays 1 in bfloat16.
     """
-    logits = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=_wide(q))
+    logits = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=_wide(q)) * scale
     query, key = jnp.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2], jnp.arange(k.shape[2])[None]
     logits = logits + jnp.where(key <= query, 0.0, MASKED).astype(logits.dtype)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -59,13 +61,13 @@ def starts(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
-@jax.custom_vjp
-def _causal(q: Array, k: Array, v: Array) -> Array:
-    return _forward(q, k, v)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _causal(scale: float, q: Array, k: Array, v: Array) -> Array:
+    return _forward(scale, q, k, v)[0]
 
 
-def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
-    made = [_weights(q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
+def _forward(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+    made = [_weights(scale, q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
     out = [
         jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end]) / total
         for (own, total), (_, end) in zip(made, starts(q.shape[2]), strict=True)
@@ -74,7 +76,7 @@ def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     return out, (q, k, v, out, made)
 
 
-def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
+def _backward(scale: float, saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
     q, k, v, out, made = saved
     wide = _wide(q)
     # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4). The weights are to be divided
@@ -86,7 +88,7 @@ def _backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
     for (own, _), (start, end) in zip(made, starts(q.shape[2]), strict=True):
         d_block = d_out[:, :, start:end]
         d_weights = jnp.einsum("bhtd,bhsd->bhts", d_block, v[:, :, :end])
-        d_logits = (own * (d_weights - delta[:, :, start:end])).astype(q.dtype)
+        d_logits = (own * (d_weights - delta[:, :, start:end]) * scale).astype(q.dtype)
         d_q.append(jnp.einsum("bhts,bhsd->bhtd", d_logits, k[:, :, :end]))
         d_k = d_k.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", d_logits, q[:, :, start:end]))
         d_v = d_v.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", own, d_block))

@@ -22,7 +22,7 @@ EVERY = frozenset({
     "return_lse",
 })  # fmt: skip
 BLOCKS_LENGTH = 1024  # up to which auto keeps the weights of causal self-attention, rather than make them twice
-DENSE_WEIGHTS = 2**22  # a head's, up to which auto takes dense
+DENSE_WEIGHTS = 2**20  # a head's, up to which auto takes dense
 WINDOWS = 4  # in a sequence, from which on auto takes window
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Key
+import jax
+from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.attention.mask import Mask
 
@@ -36,3 +37,21 @@ class Options(NamedTuple):
             "q_offset": None if isinstance(offset, int) and offset == 0 else offset,
         }  # fmt: skip
         return {name for name, value in values.items() if value is not None}
+
+
+def alike(tree: PyTree) -> PyTree:
+    """All arrays as varying over the mesh axes over which any of them varies; outside a `jax.shard_map`, as they are.
+
+    So that a gradient rule of ours may give each of them a gradient that varies, which is then summed for what did not.
+    """
+
+    def varying(x: Any) -> frozenset[str]:
+        return jax.typeof(x).manual_axis_type.varying if isinstance(x, jax.Array) else frozenset()
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+    def one(x: Any) -> Any:
+        lacking = tuple(axes - varying(x)) if isinstance(x, jax.Array) else ()
+        return jax.lax.pcast(x, lacking, to="varying") if lacking else x
+
+    return jax.tree.map(one, tree)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from jaxarch.attention import attention
 from jaxarch.attention.blocks import BLOCK
 
 
-@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
-@pytest.mark.parametrize("kv_heads, width", [(4, 6), (2, 6), (1, 3)])
+@pytest.mark.parametrize(
+    "length, kv_heads, width",
+    [(1, 4, 6), (BLOCK - 1, 2, 6), (BLOCK, 1, 3), (BLOCK + 1, 4, 6), (2 * BLOCK + 3, 2, 3)],
+)
 def test_blocks_are_dense(length, kv_heads, width):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(length), 4)
@@ -22,10 +26,12 @@ def test_blocks_are_dense(length, kv_heads, width):
         d_out = jax.random.normal(keys[3], (2, length, 4, width))
 
         def value_and_gradients(implementation):
-            out, pullback = jax.vjp(
-                lambda *x: attention(*x, causal=True, scale=0.7, implementation=implementation), q, k, v
-            )
-            return out, *pullback(d_out)
+            def run(*qkv):
+                function = partial(attention, causal=True, scale=0.7, implementation=implementation)
+                out, pullback = jax.vjp(function, *qkv)
+                return out, *pullback(d_out)
+
+            return jax.jit(run)(q, k, v)
 
         for own, expected in zip(value_and_gradients("blocks"), value_and_gradients("dense"), strict=True):
             np.testing.assert_allclose(own, expected, rtol=1e-10, atol=1e-12)

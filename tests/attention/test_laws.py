@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import jax
@@ -27,7 +28,7 @@ ALL = pytest.mark.parametrize(
 
 def arrays(dtype, size=1.0):
     rng = np.random.default_rng(0)
-    shapes = (2, LENGTH, 4, 16), (2, LENGTH, 2, 16), (2, LENGTH, 2, 8)
+    shapes = (2, LENGTH, 4, 48), (2, LENGTH, 2, 48), (2, LENGTH, 2, 8)  # 48 ** -0.5 is no bfloat16
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     return q * jnp.asarray(size, dtype), k, v
 
@@ -64,7 +65,7 @@ def test_error_in_bfloat16(options):
 def test_logits_of_ten_thousand_stay_finite(options):
     q, k, v = arrays(jnp.float32, size=1e4)
     out, *grads = out_and_gradients((q, k, v), **options)
-    assert abs(jnp.einsum("bthd,bshd->bhts", q[:, :, ::2], k) / 4).max() > 1e4
+    assert abs(jnp.einsum("bthd,bshd->bhts", q[:, :, ::2], k) / 48**0.5).max() > 1e4
     assert all(jnp.isfinite(x).all() for x in (out, *grads))
     # A float32 of 10,000 is exact to a thousandth, and so are the weights' logarithms.
     np.testing.assert_allclose(out, attention(q, k, v, **options | {"implementation": "dense"}), rtol=0.02, atol=0.02)
@@ -131,3 +132,78 @@ def test_forward_mode_where_the_implementation_has_it():
         assert forward == pytest.approx(float((jax.grad(energy)(q) * q).sum()), rel=1e-4)
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lambda q: attention(q, k, v, causal=True, implementation="blockwise"), (q,), (q,))
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise", "window"])
+def test_a_window_beyond_all_positions_is_none(implementation):
+    q, k, v = arrays(jnp.float32)
+    far = attention(q, k, v, causal=True, window=2**31 - 1, implementation=implementation)
+    np.testing.assert_allclose(far, attention(q, k, v, causal=True), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("least", [jnp.finfo(jnp.float32).min, -jnp.inf, -1e30])
+def test_a_bias_does_not_bring_hidden_keys_back(least, implementation):
+    """The first key weighed down to nothing: the first query, which sees it alone, gives its value all the same."""
+    q, k, v = arrays(jnp.float32)
+    bias = jnp.where(jnp.arange(LENGTH) < 1, least, 0.0)[None, None, None]
+    out = attention(q, k, v, causal=True, bias=bias, implementation=implementation)
+    np.testing.assert_allclose(out[:, 0], jnp.repeat(v[:, 0], 2, axis=1), rtol=1e-6)
+
+
+@pytest.mark.devices(2)
+def test_gradients_of_what_is_the_same_on_all_devices():
+    """A batch cut over two devices; sinks, bias, keys and values the same on both: their gradients are sums."""
+    q, k, v = arrays(jnp.float32)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, same = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    extra = {"sinks": jnp.arange(4.0), "bias": jnp.ones((1, 1, 1, LENGTH))}
+    for implementation, options in [("blockwise", extra), ("blocks", {}), ("window", {"sinks": extra["sinks"]})]:
+        window = 9 if implementation == "window" else None
+
+        def loss(q, k, v, options, implementation=implementation, window=window, cut=True):
+            def own(q, k, v, options):
+                return attention(q, k, v, causal=True, window=window, implementation=implementation, **options)
+
+            specs = (rows, same, same, same)
+            out = (
+                jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows)(q, k, v, options)
+                if cut
+                else (own(q, jnp.concatenate([k, k]), jnp.concatenate([v, v]), options))
+            )
+            return jnp.square(out).sum()
+
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)), static_argnames="cut")
+        given = q, k[:1], v[:1], options
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients(*given), gradients(*given, cut=False)
+        )
+
+
+def test_blocks_of_keys_that_nothing_sees_are_not_read():
+    """NaN in them would show, in the output or in the gradients."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 1100, 1, 4)), jnp.float32) for _ in range(3))
+    k, v = (x.at[:, 512:].set(jnp.nan) for x in (k, v))
+
+    def energy(q, k, v):
+        return jnp.square(attention(q, k, v, causal=True, implementation="blockwise")[:, :512]).sum()
+
+    out, grads = jax.jit(jax.value_and_grad(energy, argnums=(0, 1, 2)))(q, k, v)
+    assert jnp.isfinite(out) and jnp.isfinite(grads[0][:, :512]).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"bias": jnp.zeros((1, 1, 150, 100))}, r"bias is of shape \(1, 1, 150, 100\), not \(2, 4, 150, 150\)"),
+        ({"q_segments": jnp.zeros((2, 9), int), "kv_segments": jnp.zeros((2, 150), int)}, "q_segments is of shape"),
+        ({"kv_length": jnp.zeros(1, int)}, r"kv_length is of shape \(1,\), not \(2,\)"),
+        ({"sinks": jnp.zeros(3)}, "sinks is of shape"),
+        ({"soft_cap": 0.0}, "a soft_cap of 0.0 is not above 0"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(options, message):
+    """Without the shapes' check at run time, as users run it."""
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(attention)(*arrays(jnp.float32), **options)

@@ -40,6 +40,22 @@ def test_edges_of_the_diagonal(q_offset):
     assert_is_dense(in_blocks, Case(causal=True, q_offset=q_offset))
 
 
+def test_blocks_of_which_nothing_is_seen_are_not_visited():
+    """A NaN in a block that is visited reaches its rows, though its weight is 0. Half of 24 keys are NaN."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 24, 1, 2)), jnp.float32)
+    early, late = x.at[:, :12].set(jnp.nan), x.at[:, 12:].set(jnp.nan)
+
+    def clean(k, **mask):
+        """How many rows have no NaN: of the output, of the gradient of the queries and of that of the keys."""
+        out, pullback = jax.vjp(lambda q, k: in_blocks(q, k, x, Options(Mask(**mask), 1.0))[0], x, k)
+        return [int((~jnp.isnan(rows).any(axis=(0, 2, 3))).sum()) for rows in (out, *pullback(jnp.ones_like(out)))]
+
+    assert clean(late, causal=True) == [12, 12, 0]
+    # Of the clean keys the last 2 are seen by a block of 4 queries that sees others, and so are their 6's gradients.
+    assert clean(late, window=3) == clean(early, window=3) == [8, 8, 6]
+    assert clean(late, kv_length=jnp.array([12])) == clean(early, kv_start=jnp.array([12])) == [24, 24, 24]
+
+
 @pytest.mark.parametrize("blocks", [(1, 1), (3, 7), (13, 2), (32, 64)])
 def test_the_size_of_blocks_changes_nothing(blocks):
     on = frozenset({"dropout", "sinks", "segments"})
@@ -79,7 +95,8 @@ def test_composes_with_vmap_and_remat():
 
 
 def test_what_auto_takes():
-    assert chosen(256, 256, {"causal"}) == "blocks"
+    assert chosen(256, 256, {"causal"}) == chosen(1024, 1024, {"causal"}) == "blocks"
+    assert chosen(1025, 1025, {"causal"}) == chosen(4096, 256, set()) == "dense"
     assert chosen(256, 256, {"causal", "bias"}) == chosen(1, 100_000, set()) == chosen(256, 300, {"causal"}) == "dense"
     assert chosen(4096, 4096, {"causal"}) == chosen(4096, 4096, {"bias"}) == "blockwise"
     assert (

@@ -140,6 +140,7 @@ def test_auto_takes_the_fused_kernel_where_it_fits():
     half = {"dtype": jnp.bfloat16}
     assert chosen(256, 256, {"causal"}, here="cuda", **half) == "cudnn"
     assert chosen(256, 256, {"causal"}, here="cuda") == "blocks", "of float32"
+    assert chosen(256, 256, {"causal"}, here="cuda", dims=(60, 60), **half) == "blocks"
     assert chosen(4096, 4096, {"causal", "bias"}, here="cuda", **half) == "blockwise"
     assert chosen(4096, 4096, {"window"}, 64, here="cuda", **half) == "window"
     assert chosen(256, 256, {"causal"}, here="tpu") == chosen(256, 256, {"window"}, 8, here="tpu", **half) == "splash"
@@ -160,6 +161,13 @@ def test_which_gpus_have_it(capability, expected, monkeypatch):
     for default in ("cpu", cpu[0]):
         with jax.default_device(default):
             assert platform() == "cpu"
+
+
+@pytest.mark.skipif(CUDA, reason="a device that is not there is put before")
+def test_auto_knows_the_heads_that_it_is_given(monkeypatch):
+    monkeypatch.setattr("jaxarch.attention.choice.platform", lambda: "cuda")
+    shape = jax.eval_shape(lambda x: attention(x, x, x), jnp.ones((1, 16, 2, 20), jnp.bfloat16))
+    assert shape.shape == (1, 16, 2, 20), "not refused by cuDNN, which takes multiples of 8"
 
 
 @pytest.mark.skipif(CUDA, reason="a device that is not there is put before")

@@ -104,6 +104,17 @@ def test_through_the_entry_beside_an_axis_of_data():
 
 
 @pytest.mark.devices(8)
+def test_parts_are_put_together_in_float32():
+    """The mean of 256 on one device and 1/2 on seven is 32.44, in bfloat16 32.5; rounded at each part 32 or 32.25."""
+    x = jnp.zeros((1, 16, 1, 2), jnp.bfloat16)
+    v = x.at[:, :2].set(256).at[:, 2:].set(0.5)
+    part = P(None, "ring")
+    ring = jax.shard_map(partial(attention, axis="ring"), mesh=mesh_of(ring=8), in_specs=part, out_specs=part)
+    out, pullback = jax.vjp(ring, x, x, v)
+    assert (out == 32.5).all() and (pullback(v)[2] == 32.5).all()
+
+
+@pytest.mark.devices(8)
 def test_what_a_ring_cannot_do_is_said():
     mesh = mesh_of(ring=2)
 
@@ -114,6 +125,10 @@ def test_what_a_ring_cannot_do_is_said():
 
     with pytest.raises(ValueError, match="an even part of a causal sequence, not 3; pad it"):
         ring(6, causal=True)
+    ring(6)  # where all see all nothing is halved
+    mesh = mesh_of(ring=1)
+    ring(3, causal=True)
+    mesh = mesh_of(ring=2)
     with pytest.raises(ValueError, match="ring lacks bias"):
         ring(4, bias=jnp.zeros((1, 1, 1, 1)))
     with pytest.raises(ValueError, match="blockwise lacks axis; ring is for an axis"):

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jaxarch.attention import attention
 from jaxarch.attention.mask import Mask
 from jaxarch.attention.options import Options
-from jaxarch.attention.window import window_attention
+from jaxarch.attention.window import Sizes, sizes, window_attention
 from tests.attention.comparing import Case, assert_is_dense, cases
 
 BLOCK = 4
@@ -32,6 +33,23 @@ def test_window_is_dense(case):
 @pytest.mark.parametrize("causal", [False, True])
 def test_edges_of_the_window(window, causal):
     assert_is_dense(in_blocks, Case(causal=causal, window=window))
+
+
+def test_no_more_blocks_than_the_window_reaches():
+    """A block's first query looks window - 1 positions back, and never past the ends."""
+    for window, length, causal, expected in [
+        (1, 1000, True, (64, 0, 0)), (65, 1000, True, (65, 1, 0)), (10, 1000, False, (64, 1, 1)),
+        (257, 1000, True, (256, 1, 0)), (258, 1000, True, (256, 2, 0)), (300, 100, False, (100, 0, 0)),
+    ]:  # fmt: skip
+        assert sizes(window, length, causal) == Sizes(*expected)
+
+
+def test_a_length_past_the_last_key_shows_no_more():
+    x = jnp.arange(10.0).reshape(1, 5, 1, 2) / 10
+    run = partial(attention, x, x, x, window=3)
+    np.testing.assert_allclose(
+        run(kv_length=jnp.array([9]), implementation="window"), run(implementation="dense"), rtol=1e-5
+    )
 
 
 def test_memory_is_linear_in_the_length():

@@ -36,4 +36,5 @@ def test_the_choice_of_attention_is_said_once(tmp_path, capsys, caplog):
     output = capsys.readouterr()
     assert (output.out + output.err).count(SAID) == 1
     assert "attention" not in caplog.text, "what listens to all logs does not say it again"
-    assert not logging.getLogger("jaxarch.attention").handlers
+    logger = logging.getLogger("jaxarch.attention")
+    assert (logger.handlers, logger.level, logger.propagate) == ([], logging.NOTSET, True), "as it was before"

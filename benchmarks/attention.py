@@ -4,7 +4,7 @@
     python -m benchmarks.attention --config llama3-8b --dtype bfloat16
     python -m benchmarks.attention --lengths 1024 4096 16384 --implementations blockwise torch_sdpa
     python -m benchmarks.attention --experiment 'experiments.gpt --model.layers 6'
-    python -m benchmarks.attention --compare results/attention.json
+    python -m benchmarks.attention --compare results/attention.json --output results/new
 
 Each implementation at each length is timed in a process of its own, which also says its peak of memory, beside the
 predicted one. From these come exponents with a 95 % interval, the length at which attention passes the projections
@@ -28,7 +28,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.attention_answers import answers, compared, draw, fits, overhead, shares, table, validated
+from benchmarks.attention_answers import (
+    SETTINGS,
+    answers,
+    compared,
+    draw,
+    earlier,
+    fits,
+    overhead,
+    shares,
+    table,
+    validated,
+)
 from benchmarks.attention_cell import EXACT, LINEAR, PEERS, Cell, Pass, configured
 from benchmarks.measuring import quartiles, write
 from jaxarch.attention.cost import Shape, flops, peak_bytes, visible_pairs
@@ -95,6 +106,11 @@ class Arguments:
         for name in ("batch", "heads", "dim", "devices", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        for name in ("kv_heads", "hidden", "window", "cell_seconds", "budget"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g} is below 0.")
+        if self.gibibytes <= 0:
+            raise ConfigError(f"--gibibytes {self.gibibytes:g} is not above 0.")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"--kv-heads {self.kv_heads} does not divide --heads {self.heads}.")
         if "window" in self.implementations and not self.window:
@@ -106,8 +122,10 @@ class Arguments:
             raise ConfigError(
                 f"--implementations ring over --devices {self.devices}: give --lengths that {parts} divides."
             )
-        if self.compare is not None and not self.compare.exists():
+        if self.compare is not None and not self.compare.is_file():
             raise ConfigError(f"--compare {self.compare}: there is no such file.")
+        if self.compare is not None and self.compare.resolve() == (self.output / "attention.json").resolve():
+            raise ConfigError(f"--compare {self.compare}: this run would write there; choose another --output.")
 
 
 # Radford et al. 2019; Llama 3, 2024, table 3; Dosovitskiy et al. 2021, table 1, at resolutions of 224 to 1,024;
@@ -140,21 +158,26 @@ def cells(arguments: Arguments) -> list[Cell]:
         training: tuple[Pass, ...] = ("forward_backward",)
         return [
             cell(asked, name, length, training)
-            for length in sorted(arguments.lengths)
+            for length in sorted(set(arguments.lengths))
             for asked, name in ((arguments, "step"), (attention, "auto"))
         ]
-    without_torch = not importlib.util.find_spec("torch") or arguments.window
-    names = [name for name in arguments.implementations if name != "torch_sdpa" or not without_torch]
+    names = [name for name in arguments.implementations if name != "torch_sdpa" or torch_fits(arguments)]
+    if len(names) < len(arguments.implementations):
+        print("torch_sdpa is left out: " + ("it has no --window" if arguments.window else "PyTorch is not installed"))
     whole: tuple[Pass, ...] = tuple(
         pass_ for pass_ in passes if pass_ != "decode"
     )  # blocks, window and ring are for whole sequences
-    rest = sorted(arguments.lengths)[-3:]
+    rest = sorted(set(arguments.lengths))[-3:]
     asked = [
         cell(arguments, name, length, whole if name in ("blocks", "window", "ring") else passes)
-        for length in sorted(arguments.lengths)
+        for length in sorted(set(arguments.lengths))
         for name in (*names, *(REST if length in rest else ()))
     ]
     return [one for one in asked if one.passes]
+
+
+def torch_fits(arguments: Arguments) -> bool:
+    return importlib.util.find_spec("torch") is not None and not arguments.window
 
 
 def attention_of(arguments: Arguments) -> Arguments:
@@ -193,19 +216,19 @@ def work(cell: Cell, pass_: Pass) -> int:
         return 2 * cell.batch * length * sizes * times
     if cell.implementation in LINEAR:
         # The state takes k v^T and gives q S: the least that any form of the recurrence computes.
-        return 4 * cell.batch * length * cell.heads * cell.dim * cell.dim * times
+        return 2 * cell.batch * length * (cell.heads + cell.kv_heads) * cell.dim * cell.dim * times
     if cell.implementation == "step":
         return 0
     pairs = min(cell.window or cell.length, cell.length)
     if pass_ != "decode":
         pairs = visible_pairs(cell.length, cell.length, causal=cell.causal, window=cell.window)
-    return flops(pairs, cell.batch, cell.heads, cell.dim, cell.dim, "forward" if pass_ == "decode" else pass_)
+    return times * flops(pairs, cell.batch, cell.heads, cell.dim, cell.dim)
 
 
 def measured(cell: Cell) -> Iterator[dict[str, Any]]:
     """The record of each pass. One that fails (out of memory, say) has no seconds, but a reason."""
     command = [sys.executable, "-m", "benchmarks.attention_cell", json.dumps(dataclasses.asdict(cell))]
-    environment = dict(os.environ)
+    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}  # so that the last line is the error
     if cell.implementation == "ring":  # of use on CPU alone; a GPU's devices are there
         environment["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cell.devices}"
@@ -217,7 +240,9 @@ def measured(cell: Cell) -> Iterator[dict[str, Any]]:
     reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
     for pass_ in cell.passes:
         record = {"implementation": cell.implementation, "length": cell.length, "pass": pass_}
+        record |= {name: getattr(cell, name) for name in SETTINGS}
         record |= {"flops": work(cell, pass_), "predicted_bytes": predicted(cell, pass_)}
+        record |= {"devices": cell.devices if cell.implementation == "ring" else 1}
         if pass_ not in found:
             yield record | {"seconds": None, "reason": reason}
             continue
@@ -256,11 +281,11 @@ def main() -> None:
         if value_of(given, "--experiment"):
             default = dataclasses.replace(default, lengths=(64, 128, 256, 512, 1024))
         arguments = parsed_or_usage(Arguments, "python -m benchmarks.attention", __doc__ or "", given, default)
+        old = earlier(arguments.compare) if arguments.compare else None
         start = time.perf_counter()
         records = measure_all(arguments, cells(arguments))
         validated(records, peaks.flops(arguments.dtype))
         found = fits(records, overhead())
-        slower = compared(records, arguments.compare) if arguments.compare else []
         if arguments.experiment:
             _, config = configured(arguments.experiment)
             said = shares(attention_of(arguments), config, found, records)
@@ -284,6 +309,9 @@ def main() -> None:
         if any(r["seconds"] for r in records):
             draw(records, found, arguments.output)
         print(f"{len(records)} cells in {time.perf_counter() - start:.0f} s")
+        if records and not any(r["seconds"] for r in records):
+            raise RunError("every cell failed; the first: " + records[0]["reason"])
+        slower = compared(records, old) if old else []
         if slower:
             raise RunError("slower than before: " + "; ".join(slower) + ".")
 

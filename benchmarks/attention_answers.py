@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def validated(records: Records, peak: float) -> None:
     for record in records:
         if record["seconds"]:
             record["rate"] = record["flops"] / record["seconds"]["median"]
-            record["invalid"] = record["rate"] > 1.25 * peak  # a product of 2048 need not be the best
+            # The products tried need not be the best, and the peak is that of one device.
+            record["invalid"] = record["rate"] > 1.25 * peak * record.get("devices", 1)
 
 
 def fits(records: Records, idle: float) -> Records:
@@ -57,17 +60,30 @@ def series(records: Records, name: str, pass_: str, quantity: str) -> Records:
     return own if quantity == "seconds" else [r for r in own if r["peak_bytes"] > 0]
 
 
-def largest(a: float, b: float, c: float) -> float | None:
-    """The length from which on a + b n + c n^2 is above 0; None: it never is."""
-    if c > 0:
-        root = b * b - 4 * a * c
-        return (-b + root**0.5) / (2 * c) if root > 0 else 0.0
-    return -a / b if b > 0 else None
+def signs(a: float, b: float, c: float) -> tuple[list[float], list[bool]]:
+    """Of a + b n + c n^2 for n > 0: where it changes its sign, and whether it is above 0 before, between and after."""
+    roots = np.roots(np.trim_zeros([c, b, a], "f")) if any((a, b, c)) else np.array([])
+    places = sorted({float(r.real) for r in roots if abs(r.imag) < 1e-9 * abs(r) and r.real > 0})
+    inside = [(low + high) / 2 for low, high in itertools.pairwise([0.0, *places])]
+    inside.append(2 * places[-1] if places else 1.0)
+    return places, [a + b * n + c * n * n > 0 for n in inside]
 
 
-def meeting(above: Terms, below: Terms) -> float | None:
-    """The length from which on one cost is above another; None: it never is."""
-    return largest(*(float(x) for x in np.subtract(above, below)))
+def meetings(above: Terms, below: Terms) -> tuple[list[float], list[bool]]:
+    """At which lengths two costs are the same, and whether the first is the larger before, between and after them."""
+    a, b, c = (float(x) for x in np.subtract(above, below))
+    return signs(a, b, c)
+
+
+def where(places: list[float], larger: list[bool]) -> str:
+    """In words: everywhere, nowhere, from, up to."""
+    parts, ends = [], [0.0, *places, math.inf]
+    for (start, end), yes in zip(itertools.pairwise(ends), larger, strict=True):
+        if yes:
+            low = f"from {start:,.0f}" if start > 0 else ""
+            high = f"up to {end:,.0f}" if end < math.inf else ""
+            parts.append(" ".join(filter(None, (low, high))) or "everywhere")
+    return " and ".join(parts) or "nowhere"
 
 
 def by_name(found: Records) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -82,18 +98,20 @@ def answers(arguments: Any, found: Records, records: Records) -> list[str]:
         fit, memory = by.get((name, pass_, "seconds")), by.get((name, pass_, "bytes"))
         if name in ("projections", "layer") or fit is None:
             continue
-        said = [f"exponent {interval(fit)}, {fit['slopes'][-1]:.2f} in the last step"]
+        said = [f"exponent {interval(fit)}, {fit['slopes'][-1]:.2f} between the last two lengths"]
         if memory is not None:
             said.append(f"of memory {interval(memory)}")
         limit = longest(records, name, pass_, arguments.gibibytes * 2**30)
         said += [f"longest in {arguments.gibibytes:g} GiB: {limit:,.0f}"] if limit else []
-        for rest, words, factor in (("projections", "its projections", 1), ("layer", "the rest of the layer", 3)):
+        for rest, words, factor in (
+            ("projections", "its projections", 1),
+            ("layer", "the layer's other products", 3),
+        ):
             other = by.get((rest, pass_, "seconds"))
             if other is not None and pass_ != "decode":
-                n = meeting(fit["terms"], other["terms"])
-                where = f"from {n:,.0f}" if n is not None and n > 0 else "nowhere" if n is None else "everywhere"
+                place = where(*meetings(fit["terms"], other["terms"]))
                 known = name in (*EXACT, *PEERS) and not (arguments.window or arguments.kv_heads or arguments.hidden)
-                said.append(f"above {words} {where}" + (f" (by operations {factor * theory:,})" if known else ""))
+                said.append(f"above {words} {place}" + (f" (by operations {factor * theory:,})" if known else ""))
         out.append(f"{name}, {pass_}: {'; '.join(said)}")
     for pass_ in dict.fromkeys(r["pass"] for r in records):
         good = [r for r in records if r["pass"] == pass_ and r["implementation"] in (*EXACT, *PEERS)]
@@ -116,7 +134,8 @@ def longest(records: Records, name: str, pass_: str, limit: float) -> float | No
     if len(sizes) < 3:
         return None
     a, b, c = terms([n for n, _ in sizes], [float(size) for _, size in sizes])
-    return largest(a - limit, b, c)
+    places, _ = signs(a - limit, b, c)
+    return places[-1] if places else None
 
 
 def shares(attention: Any, config: Any, found: Records, records: Records) -> list[str]:
@@ -133,12 +152,11 @@ def shares(attention: Any, config: Any, found: Records, records: Records) -> lis
     step, one = by.get(("step", "forward_backward", "seconds")), by.get(("auto", "forward_backward", "seconds"))
     if step and one:
         own = [layers * parts * term for term in one["terms"]]
-        n = meeting((2 * own[0], 2 * own[1], 2 * own[2]), step["terms"])
+        place = where(*meetings((2 * own[0], 2 * own[1], 2 * own[2]), step["terms"]))
         theory = crossover(attention.heads * attention.dim, attention.causal)
         out.append(
             f"the step: exponent {interval(step)}; attention: {interval(one)}; attention is more than half of the step "
-            + (f"from {n:,.0f} on" if n else "nowhere" if n is None else "everywhere")
-            + f" (by operations it passes its projections at {theory:,}, the rest of a layer at {3 * theory:,})"
+            f"{place} (by operations it passes its projections at {theory:,}, the rest of a layer at {3 * theory:,})"
         )
     return out
 
@@ -161,18 +179,34 @@ def table(records: Records) -> list[str]:
     return rows
 
 
-def compared(records: Records, old: Path) -> list[str]:
-    """The cells whose lower quartile lies above the old upper quartile by a tenth and more."""
+SETTINGS = ("batch", "heads", "kv_heads", "dim", "dtype", "causal", "window")
+
+
+def earlier(path: Path) -> Records:
+    """The records of an earlier attention.json. Raises ConfigError where it is none."""
     try:
-        before = {(r["implementation"], r["pass"], r["length"]): r for r in json.loads(old.read_text())["records"]}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ConfigError(f"--compare {old} is not what this benchmark writes.") from None
-    out = []
+        records = json.loads(path.read_text())["records"]
+        assert records and {"implementation", "pass", "length", "seconds", *SETTINGS} <= set(records[0])
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise ConfigError(f"--compare {path} is not what this benchmark writes.") from None
+    return records
+
+
+def compared(records: Records, old: Records) -> list[str]:
+    """The cells that fail now, or whose lower quartile lies above the old upper quartile by a tenth and more."""
+
+    def key(r: dict[str, Any]) -> tuple:
+        return tuple(r[name] for name in ("implementation", "pass", "length", *SETTINGS))
+
+    before, out = {key(r): r["seconds"] for r in old if r["seconds"]}, []
     for r in records:
-        was = before.get((r["implementation"], r["pass"], r["length"]))
-        if was and was["seconds"] and r["seconds"] and r["seconds"]["q25"] > 1.1 * was["seconds"]["q75"]:
-            ratio = r["seconds"]["median"] / was["seconds"]["median"]
-            out.append(f"{r['implementation']}, {r['pass']}, {r['length']}: {ratio:.2f} times the seconds")
+        was, name = before.get(key(r)), f"{r['implementation']}, {r['pass']}, {r['length']}"
+        if was and not r["seconds"]:
+            out.append(f"{name}: failed")
+        elif was and r["seconds"]["q25"] > 1.1 * was["q75"]:
+            out.append(f"{name}: {r['seconds']['median'] / was['median']:.2f} times the seconds")
+    if not any(key(r) in before for r in records):
+        raise ConfigError("--compare: it has no cell of this run's lengths, heads, widths, type and mask.")
     return out
 
 
@@ -226,11 +260,11 @@ def _mark_crossovers(axes: Any, lengths: list[float], found: Records, pass_: str
             fit, other = by.get((name, pass_, "seconds")), by.get((rest, pass_, "seconds"))
             if fit is None or other is None or name in ("projections", "layer"):
                 continue
-            n = meeting(fit["terms"], other["terms"])
-            if n is not None and min(lengths) <= n <= max(lengths):
-                a, b, c = other["terms"]
-                place = n, a + b * n + c * n * n
-                axes.plot(*place, "o", markersize=11, fillstyle="none", color=colors[name])
-                if rest == "layer":
-                    shift = {"xytext": (8, -9), "textcoords": "offset points"}
-                    axes.annotate(f"{n:,.0f}", place, fontsize=7, color=colors[name], **shift)
+            for n in meetings(fit["terms"], other["terms"])[0]:
+                if min(lengths) <= n <= max(lengths):
+                    a, b, c = other["terms"]
+                    place = n, a + b * n + c * n * n
+                    axes.plot(*place, "o", markersize=11, fillstyle="none", color=colors[name])
+                    if rest == "layer":
+                        shift = {"xytext": (8, -9), "textcoords": "offset points"}
+                        axes.annotate(f"{n:,.0f}", place, fontsize=7, color=colors[name], **shift)

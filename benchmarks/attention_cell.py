@@ -6,7 +6,10 @@ and what one cell leaves behind must not be another's; so the passes come in the
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib
 import json
 import math
@@ -64,6 +67,15 @@ def reset_peak() -> None:
         place.write_text("5")
 
 
+def settled() -> int:
+    """What the process holds once all that it does not use is given back; from here on its peak is counted."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another allocator than glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+    reset_peak()
+    return resident("VmRSS")
+
+
 def repeated(call: Callable[[], Any], repeats: int, budget: float = math.inf) -> list[float]:
     """Seconds of each call: `repeats` of them, fewer once `budget` seconds are spent, but one at least."""
     seconds: list[float] = []
@@ -79,23 +91,31 @@ def ours(cell: Cell) -> Iterator[dict[str, Any]]:
 
     backend.prepare()
     import jax
+    import jax.numpy as jnp
+    import numpy as np
 
+    jax.config.update("jax_enable_compilation_cache", False)  # to time compiling, not reading
     programs, seconds = {}, {}
     for pass_ in cell.passes:
         start = time.perf_counter()
         program, shapes = program_of(cell, pass_)
-        programs[pass_] = jax.jit(program).lower(*shapes).compile(), shapes
+        traced = jax.jit(program).trace(*shapes)
+        options = backend.compiler_options(str(traced.jaxpr))
+        programs[pass_] = traced.lower().compile(compiler_options=options), shapes
         seconds[pass_] = time.perf_counter() - start
-    before = resident("VmRSS")
     for pass_, (compiled, shapes) in programs.items():
-        inputs = [jax.random.normal(jax.random.key(i), shape.shape, shape.dtype) for i, shape in enumerate(shapes)]
-        if cell.implementation in LINEAR:
-            inputs[3:] = [-abs(x) if i == 0 else x for i, x in enumerate(inputs[3:])]  # decays and the like
-        jax.block_until_ready(inputs)
-        reset_peak()
+        rng = np.random.default_rng(0)
+        arrays = [rng.standard_normal(shape.shape, np.float32).astype(shape.dtype) for shape in shapes]
+        if cell.implementation in LINEAR and len(arrays) > 3:
+            arrays[3] = -abs(arrays[3])  # log decays, at most 0
+        inputs = [jnp.asarray(array) for array in arrays]
+        size = sum(array.nbytes for array in arrays)
+        del arrays
+        jax.block_until_ready(compiled(*inputs))  # what is made once, at the first call, is no part of the cost
+        before = settled()
         jax.block_until_ready(compiled(*inputs))
         allocator = jax.devices()[0].memory_stats() or {}
-        peak = allocator.get("peak_bytes_in_use", resident("VmHWM") - before)
+        peak = allocator.get("peak_bytes_in_use", resident("VmHWM") - before + size)
         memory = compiled.memory_analysis()
         planned = None
         if memory is not None:
@@ -181,8 +201,9 @@ def linear(cell: Cell, pass_: Pass, shapes: list[tuple[int, ...]]) -> tuple[Call
     one_gate = (cell.batch, length, cell.kv_heads, 1)
     state = [(cell.batch, cell.kv_heads, cell.dim, cell.dim)] if pass_ == "decode" else []
 
-    def plain(q, k, v):
-        return family.linear_attention(q, k, v, causal=cell.causal, form=form)[0]  # type: ignore[arg-type]
+    def plain(q, k, v, values=None):
+        before = None if values is None else family.LinearState(values, values[..., 0], None)
+        return family.linear_attention(q, k, v, causal=cell.causal, state=before, form=form)[0]  # type: ignore[arg-type]
 
     def gated(q, k, v, log_decay, state=None):
         return family.gated_linear_attention(q, k, v, log_decay, form=form, state=state)[0]  # type: ignore[arg-type]
@@ -192,7 +213,7 @@ def linear(cell: Cell, pass_: Pass, shapes: list[tuple[int, ...]]) -> tuple[Call
         return family.delta_rule(q, k, v, jax.nn.sigmoid(beta), form=form, state=state)[0]  # type: ignore[arg-type]
 
     return {
-        "linear": (plain, shapes),
+        "linear": (plain, [*shapes, *state]),
         "gated_linear": (gated, [*shapes, one_gate, *state]),
         "delta_rule": (delta, [*shapes, one_gate[:3], *state]),
     }[cell.implementation]
@@ -203,7 +224,6 @@ def torch_sdpa(cell: Cell) -> Iterator[dict[str, Any]]:
 
     torch.manual_seed(0)
     dtype = getattr(torch, cell.dtype)
-    before = resident("VmRSS")
     for pass_ in cell.passes:
         backward = pass_ == "forward_backward"
         sizes = [(cell.heads, 1 if pass_ == "decode" else cell.length), *[(cell.kv_heads, cell.length)] * 2]
@@ -218,10 +238,12 @@ def torch_sdpa(cell: Cell) -> Iterator[dict[str, Any]]:
                         x.grad = None
                     out.backward(out.detach())
 
-        reset_peak()
         call()
+        size, before = sum(x.nbytes for x in (q, k, v)), settled()
+        call()
+        peak = resident("VmHWM") - before + size * (2 if backward else 1)  # the gradients of the first call are there
         yield {
-            "pass": pass_, "compile_seconds": 0.0, "peak_bytes": resident("VmHWM") - before, "planned_bytes": None,
+            "pass": pass_, "compile_seconds": 0.0, "peak_bytes": peak, "planned_bytes": None,
             "seconds": repeated(call, cell.repeats, cell.seconds),
         }  # fmt: skip
 
@@ -267,7 +289,10 @@ def configured(experiment: str, length: int | None = None) -> tuple[Any, Any]:
     from jaxarch.run.command import parse
     from jaxarch.run.protocol import ConfigError
 
-    name, *options = shlex.split(experiment)
+    try:
+        name, *options = shlex.split(experiment)
+    except ValueError:
+        raise ConfigError(f"--experiment {experiment!r}: say a module and its options, in matching quotes.") from None
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError:

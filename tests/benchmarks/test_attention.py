@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from benchmarks.attention import CONFIGS, Arguments, attention_of, cells, measure_all, predicted, work
-from benchmarks.attention_answers import answers, compared, fits, largest, longest, meeting, shares, table, validated
+from benchmarks.attention_answers import (
+    answers,
+    compared,
+    earlier,
+    fits,
+    longest,
+    meetings,
+    shares,
+    signs,
+    table,
+    validated,
+    where,
+)
 from benchmarks.attention_cell import configured
 from benchmarks.measuring import quartiles
 from jaxarch.run.protocol import ConfigError
@@ -26,6 +38,7 @@ def record(name, length, seconds, peak=2**20):
     return {
         "implementation": name, "pass": "forward", "length": length, "samples": samples, "flops": 10**9,
         "seconds": quartiles(samples), "peak_bytes": peak, "predicted_bytes": None, "invalid": False,
+        "batch": 1, "heads": 8, "kv_heads": 8, "dim": 64, "dtype": "float32", "causal": False, "window": None,
     }  # fmt: skip
 
 
@@ -42,11 +55,11 @@ def test_answers_are_those_that_were_planted():
     records = planted()
     found = fits(records, idle=0.0)
     line, fastest = answers(ARGUMENTS, found, records)
-    expected = "dense, forward: exponent 2.00 [2.00, 2.00], 2.00 in the last step; of memory 1.00 [1.00, 1.00]; "
+    expected = "dense, forward: exponent 2.00 [2.00, 2.00], 2.00 between the last two lengths; "
     assert line.startswith(expected)
     assert f"longest in 2 GiB: {2 * 2**30 / 1000:,.0f}" in line
     assert "above its projections from 1,000 (by operations 1,024)" in line
-    assert "above the rest of the layer from 4,000 (by operations 3,072)" in line
+    assert "above the layer's other products from 4,000 (by operations 3,072)" in line
     assert fastest == "fastest exact one, forward: 512 dense, 1,024 dense, 2,048 dense, 4,096 dense, 8,192 dense"
 
 
@@ -94,17 +107,23 @@ def test_the_fastest_of_several_is_named():
 
 
 @pytest.mark.parametrize(
-    "coefficients, root", [((-4, 0, 1), 2), ((-6, 1, 1), 2), ((-10, 2, 0), 5), ((1, 1, 1), 0), ((-1, -2, 0), None)]
-)
-def test_roots_by_hand(coefficients, root):
-    assert largest(*map(float, coefficients)) == root
+    "coefficients, place",
+    [
+        ((-4, 0, 1), "from 2"), ((-6, 1, 1), "from 2"), ((-10, 2, 0), "from 5"), ((1, 1, 1), "everywhere"),
+        ((-1, -2, 0), "nowhere"), ((-10, 2, -1), "nowhere"), ((0, 3, -1), "up to 3"), ((1, 0, 0), "everywhere"),
+        ((5, 2, 0), "everywhere"), ((-2, 3, -1), "from 1 up to 2"), ((2, -3, 1), "up to 1 and from 2"),
+        ((0, 0, 0), "nowhere"),
+    ],
+)  # fmt: skip
+def test_roots_by_hand(coefficients, place):
+    assert where(*signs(*map(float, coefficients))) == place
 
 
 def test_work_is_that_of_the_task():
     cell = cells(Arguments(lengths=(8,), heads=2, dim=4))
     by = {(c.implementation, pass_): work(c, pass_) for c in cell for pass_ in c.passes}
     assert by["dense", "forward"] == 2 * 2 * 36 * 8  # 36 pairs, widths 4 + 4
-    assert by["dense", "forward_backward"] == 3.5 * by["dense", "forward"]
+    assert by["dense", "forward_backward"] == 3 * by["dense", "forward"]
     assert by["projections", "forward"] == 2 * 8 * 4 * 64 and by["layer", "forward"] == 2 * 8 * 12 * 64
 
 
@@ -148,23 +167,31 @@ def test_which_cells_there_are(monkeypatch):
 
 
 def test_a_slower_cell_is_named(tmp_path):
-    old = tmp_path / "attention.json"
-    old.write_text(json.dumps({"records": planted()}))
-    assert compared(planted(), old) == []
+    assert compared(planted(), planted()) == []
     slow = planted()
     slow[3] = record("dense", 1024, 2e-9 * 1024**2)
-    assert compared(slow, old) == ["dense, forward, 1024: 2.00 times the seconds"]
+    assert compared(slow, planted()) == ["dense, forward, 1024: 2.00 times the seconds"]
     # The quartiles lie a quarter of a per cent from the median: a tenth lies between them from 1.106 on.
     for times, said in ((1.1, []), (1.11, ["dense, forward, 1024: 1.11 times the seconds"])):
         slow[3] = record("dense", 1024, times * 1e-9 * 1024**2)
-        assert compared(slow, old) == said
+        assert compared(slow, planted()) == said
     slow[3]["seconds"] = None
-    assert compared(slow, old) == []
-    old.write_text(json.dumps({"records": slow}))
-    assert compared(planted(), old) == []
-    old.write_text("[]")
-    with pytest.raises(ConfigError, match="is not what this benchmark writes"):
-        compared(slow, old)
+    assert compared(slow, planted()) == ["dense, forward, 1024: failed"]
+    assert compared(planted(), slow) == []
+    with pytest.raises(ConfigError, match="no cell of this run's"):
+        compared([r | {"dtype": "bfloat16"} for r in planted()], planted())
+
+
+def test_what_is_compared_must_be_ours(tmp_path):
+    old = tmp_path / "attention.json"
+    old.write_text(json.dumps({"records": planted()}))
+    assert earlier(old) == planted()
+    for text in ("[]", "{", '{"records": []}', '{"records": [{"length": 1}]}'):
+        old.write_text(text)
+        with pytest.raises(ConfigError, match="is not what this benchmark writes"):
+            earlier(old)
+    with pytest.raises(ConfigError, match="this run would write there"):
+        Arguments(compare=old, output=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +201,8 @@ def test_a_slower_cell_is_named(tmp_path):
         ({"lengths": (0,)}, "--lengths must be 1"),
         ({"kv_heads": 3}, "--kv-heads 3 does not divide --heads 8"),
         ({"repeats": 0}, "--repeats 0 is below 1"),
+        ({"kv_heads": -2}, "--kv-heads -2 is below 0"),
+        ({"gibibytes": 0.0}, "--gibibytes 0 is not above 0"),
         ({"implementations": ("window",)}, "window needs --window"),
         ({"implementations": ("blocks",), "causal": False}, "blocks is for --causal True"),
         ({"implementations": ("ring",), "devices": 3}, "over --devices 3: give --lengths that 6 divides"),
@@ -219,7 +248,7 @@ def test_the_longest_length_is_that_of_the_predicted_bytes():
     for r in records:
         r["predicted_bytes"] = r["length"] ** 2 // 4
     assert longest(records, "dense", "forward", 1e6) == pytest.approx(2000)
-    assert meeting((0.0, 0.0, 1e-9), (0.0, 1e-6, 0.0)) == pytest.approx(1000)
+    assert meetings((0.0, 0.0, 1e-9), (0.0, 1e-6, 0.0)) == ([pytest.approx(1000)], [False, True])
 
 
 @pytest.mark.parametrize("options", ["--model.layers 2", "--model.layers 1 --optim.accumulate 2"])
@@ -233,7 +262,7 @@ def test_the_share_of_a_step_is_that_which_was_planted(options):
     _, config = configured(f"experiments.gpt {options}")
     *lines, last = shares(ARGUMENTS, config, fits(records, 0.0), records)
     assert lines[0].startswith("512: attention takes 9 % of the step's 5.6 ms")
-    assert "attention is more than half of the step from 5,000 on" in last
+    assert "attention is more than half of the step from 5,000 (" in last
 
 
 def test_the_attention_of_an_experiment_has_its_shapes():
@@ -247,6 +276,8 @@ def test_the_attention_of_an_experiment_has_its_shapes():
     [
         ("experiments.nothing", "there is no such module"),
         ("json", "it is no experiment"),
+        ("experiments.gpt '", "in matching quotes"),
+        (" ", "say a module and its options"),
         ("tests.run.sketches.line", "it has no attention"),
         ("experiments.gpt --model.layer 2", "did you mean --model.layers"),
     ],

@@ -61,6 +61,15 @@ def flops(
     return 2 * batch * heads * pairs * products
 
 
+def linear_flops(batch: int, length: int, heads: int, kv_heads: int, dim: int, width: int, chunk: int) -> int:
+    """Of gated linear attention, forward: each head's state takes k v^T and gives q S, and within a chunk its queries
+    meet its keys and values as in attention, masked ones too (Yang et al. 2024, sec. 4). chunk 1: the recurrence.
+    """
+    state = (heads + kv_heads) * dim * width
+    within = heads * chunk * (dim + width) if chunk > 1 else 0
+    return 2 * batch * length * (state + within)
+
+
 def projection_flops(batch: int, length: int, dim: int, heads: int, kv_heads: int, head_dim: int) -> int:
     """Of the four projections of a layer's attention, forward: queries, keys, values, and the output."""
     return 2 * batch * length * dim * head_dim * (2 * heads + 2 * kv_heads)
@@ -131,7 +140,11 @@ def weights_held(implementation: str, shape: Shape, causal: bool = False, window
     if implementation == "window" and window is not None:
         block, before, after = sizes(window, n, causal)
         return block * block * (before + 1 + after)
-    return min(QUERIES, n) * min(KEYS, n)
+    if implementation == "blockwise":
+        return min(QUERIES, n) * min(KEYS, n)
+    raise ValueError(
+        f"there is no formula for {implementation!r}; there are those of dense, blocks, blockwise, window."
+    )
 
 
 def peak_bytes(
@@ -170,8 +183,9 @@ def bytes_moved(
     """Bytes read from memory and written to it where blocks stay in the cache (Dao et al. 2022, sec. 3.2).
 
     dense and blocks write each logit and weight and read it again; backward the weights are read, and what is made of
-    them twice is written and read. The others read keys and values once for each block of queries; backward the
-    queries, the output's gradient and the queries' own once for each block of keys, and write the last.
+    them twice is written and read. blockwise reads keys and values once for each block of queries that sees them;
+    backward the queries, the output's gradient and the queries' own once for each block of keys, and writes the last.
+    window reads for each block of queries the blocks of keys that it reaches, as they lie and as copies.
 
     pairs: of one row and head that the mask shows (`visible_pairs`).
     """
@@ -179,10 +193,12 @@ def bytes_moved(
     if implementation in ("dense", "blocks"):
         weights = shape.batch * shape.heads * shape.wide * weights_held(implementation, shape, causal, window)
         return once + {"forward": 4, "backward": 5, "forward_backward": 9}[pass_] * weights
-    queries, keys = QUERIES, KEYS
     if implementation == "window" and window is not None:
-        queries = keys = sizes(window, shape.length, causal).block
+        _, before, after = sizes(window, shape.length, causal)
+        gathered = 3 * (before + 1 + after) * shape.keys_values  # copied, and the copy read
+        return once + {"forward": 1, "backward": 2, "forward_backward": 3}[pass_] * gathered
+    weights_held(implementation, shape)  # knows which there are
     a_key = shape.batch * shape.kv_heads * (shape.dim + shape.width) * shape.itemsize
     a_query = shape.batch * shape.heads * ((shape.dim + shape.width) * shape.itemsize + 2 * shape.dim * shape.wide)
-    forward, backward = pairs * a_key // queries, pairs * a_query // keys
+    forward, backward = pairs * a_key // QUERIES, pairs * a_query // KEYS
     return once + {"forward": forward, "backward": backward, "forward_backward": forward + backward}[pass_]

@@ -13,6 +13,7 @@ from jaxarch.attention.cost import (
     bytes_moved,
     crossover,
     flops,
+    linear_flops,
     peak_bytes,
     projection_flops,
     visible_pairs,
@@ -111,7 +112,16 @@ def test_bytes_by_hand():
     assert peak_bytes("dense", shape) == 768 + 2 * 2 * 64 * 4
     long = Shape(1, 5120, 2, 1, 4, 4)  # 10 blocks of queries, each of which reads all keys and values
     assert bytes_moved("blockwise", long, 5120 * 5120) == 5120 * 96 + 10 * 5120 * 32
-    assert bytes_moved("window", long, 5120 * 256, window=256) == 5120 * 96 + 5120 * 32
+    # A window of 256 reaches its own block of 256 and one on either side: copied, and the copies read.
+    assert bytes_moved("window", long, 5120 * 256, window=256) == 5120 * 96 + 3 * 3 * 5120 * 32
+    with pytest.raises(ValueError, match="no formula for 'splash'"):
+        bytes_moved("splash", long, 1)
+
+
+def test_operations_of_linear_attention_by_hand():
+    """Two query heads on one state of 3 x 4, 6 steps: by steps 3 products of 12 each; in chunks of 2 also 2 x 2 x 7."""
+    assert linear_flops(1, 6, 2, 1, 3, 4, chunk=1) == 2 * 6 * 36
+    assert linear_flops(1, 6, 2, 1, 3, 4, chunk=2) == 2 * 6 * (36 + 28)
 
 
 def test_bytes_moved_grow_as_the_memory_that_weights_take():

@@ -124,6 +124,25 @@ def test_operations_of_linear_attention_by_hand():
     assert linear_flops(1, 6, 2, 1, 3, 4, chunk=2) == 2 * 6 * (36 + 28)
 
 
+def test_the_backward_pass_by_hand():
+    """With the output and its gradient 1,536 bytes; 20 blocks of keys, each of which reads q, d_out and d_q."""
+    assert flops(10, 1, 1, 4, 6, "backward") == 2 * 10 * (2 * 4 + 2 * 6 + 4)
+    assert flops(10, 1, 1, 4, 6, "backward", weights_kept=True) == 2 * 10 * (2 * 4 + 2 * 6)
+    assert bytes_moved("dense", Shape(1, 8, 2, 1, 4, 4), 64, "backward") == 1536 + 5 * 2 * 64 * 4
+    for size in (4, 2):  # the gradient of the queries is in float32, written and read
+        moved = bytes_moved("blockwise", Shape(1, 5120, 2, 1, 4, 4, size), 5120 * 5120, "backward")
+        assert moved == 5120 * 48 * size + 20 * 5120 * 2 * (8 * size + 2 * 4 * 4)
+
+
+def test_memory_by_hand_of_short_sequences_in_rows_and_in_bfloat16():
+    """Weights are in float32, as many as the sequence is long; blockwise has a copy of k and v, 256 bytes."""
+    shape = Shape(1, 8, 2, 1, 4, 4)
+    assert peak_bytes("blockwise", shape) == 768 + 256 + 3 * 2 * 64 * 4
+    assert peak_bytes("dense", shape._replace(itemsize=2)) == 384 + 2 * 2 * 64 * 4
+    for name in ("dense", "blockwise"):
+        assert peak_bytes(name, shape._replace(batch=3)) == 3 * peak_bytes(name, shape)
+
+
 def test_bytes_moved_grow_as_the_memory_that_weights_take():
     """Dense attention's with the square of the length, the window's in proportion to it."""
     one, two = (Shape(1, n, 8, 8, 64, 64) for n in (16384, 32768))

@@ -62,7 +62,8 @@ class SelfAttention(nn.Module):
         if self.qk_norm is not None:
             q, k = self.qk_norm(name="query_norm")(q), self.qk_norm(name="key_norm")(k)
         # Frequencies that follow the length would leave turned keys behind: the cache holds them as they were, and
-        # each call turns them all (Peng et al. 2023, sec. 3.3).
+        # each call turns them all (Peng et al. 2023, sec. 3.3). Even so the tokens of before have been through their
+        # layers with the frequencies of their time, as they would not in one pass over the longer text.
         late = self.rotary_scaling.kind == "dynamic"
         turn = None
         if self.rotary_base is not None:

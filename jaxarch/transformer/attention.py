@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import cast
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
 from jaxarch.attention import attention
 from jaxarch.attention.cache import KeyValues, append, padding_bias
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
-from jaxarch.transformer.positions import rotary
+from jaxarch.transformer.positions import UNSCALED, RotaryScaling, alibi, rotary, rotary_frequencies
 
 
 class SelfAttention(nn.Module):
@@ -22,6 +23,8 @@ class SelfAttention(nn.Module):
     all want each matrix on its own.
 
     rotary_base: turns queries and keys by their position; None leaves them.
+    rotary_scaling: of the frequencies.
+    alibi: a bias against distance.
     qk_norm: makes the norm of each head's queries and keys (Henry et al. 2020); None for none.
     soft_cap: of the attention's logits; None for none.
     """
@@ -30,6 +33,8 @@ class SelfAttention(nn.Module):
     kv_heads: int
     head_dim: int
     rotary_base: float | None = None
+    rotary_scaling: RotaryScaling = UNSCALED
+    alibi: bool = False
     qk_norm: Callable[..., nn.Module] | None = None
     soft_cap: float | None = None
     use_bias: bool = False
@@ -56,13 +61,26 @@ class SelfAttention(nn.Module):
         q, k, v = project(self.heads, "query"), project(self.kv_heads, "key"), project(self.kv_heads, "value")
         if self.qk_norm is not None:
             q, k = self.qk_norm(name="query_norm")(q), self.qk_norm(name="key_norm")(k)
+        # Frequencies that follow the length would leave turned keys behind: the cache holds them as they were, and
+        # each call turns them all (Peng et al. 2023, sec. 3.3). Even so the tokens of before have been through their
+        # layers with the frequencies of their time, as they would not in one pass over the longer text.
+        late = self.rotary_scaling.kind == "dynamic"
+        turn = None
         if self.rotary_base is not None:
-            q, k = rotary(q, positions, self.rotary_base), rotary(k, positions, self.rotary_base)
-        bias = None
+            length = positions.max(axis=-1) + 1 if late else 0
+            turn = rotary_frequencies(self.head_dim, self.rotary_base, self.rotary_scaling, length)
+            q, k = rotary(q, positions, *turn), k if late else rotary(k, positions, *turn)
+        bias, key_positions = None, positions
         if past is not None:
             past = append(past, k, v, index)
             k, v = (entry.swapaxes(1, 2) for entry in past)
+            key_positions = jnp.arange(k.shape[1])[None] - (0 if start is None else start[:, None])
             bias = None if start is None else padding_bias(k.shape[1], start)
+        if turn is not None and late:
+            k = rotary(k, key_positions, *turn)
+        if self.alibi:
+            slopes = alibi(self.heads, positions, key_positions)
+            bias = slopes if bias is None else bias + slopes
         y = cast(Array, attention(q, k, v, causal=True, q_offset=index, bias=bias, soft_cap=self.soft_cap))
         y = y.reshape(*x.shape[:2], self.heads * self.head_dim)
         return Dense(x.shape[-1], self.use_bias, self.out_init, name="out")(y), past

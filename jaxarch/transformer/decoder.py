@@ -29,7 +29,7 @@ from jaxarch.transformer.layers import (
     gelu,
     squared_relu,
 )
-from jaxarch.transformer.positions import sinusoidal
+from jaxarch.transformer.positions import RotaryScaling, ScalingKind, sinusoidal
 
 MakeModule = Callable[..., nn.Module]  # a module's class, its fields filled in, called as `make(name=...)`
 
@@ -49,9 +49,15 @@ class ModelConfig:
     mlp_dim: int = 0
     """its hidden width (0: 4 dim; for swiglu 8/3 dim, rounded up to a multiple of 64)"""
     norm: Literal["layer", "rms"] = "layer"
-    positions: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    positions: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = "learned"
     rotary_base: float = 10000.0
     """the longest wavelength of rotary positions is 2 pi times this"""
+    rotary_scaling: ScalingKind = "none"
+    """how their frequencies are lowered for texts longer than those of training"""
+    rotary_factor: float = 1.0
+    """how much: by about as much the texts may be longer"""
+    rotary_length: int = 0
+    """tokens of a text in training, before any scaling (linear needs none)"""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys"""
     soft_cap: float = 0.0
@@ -100,10 +106,29 @@ class ModelConfig:
             )
         if self.rotary_base <= 1:
             raise ConfigError(f"--model.rotary-base {self.rotary_base:g} is not above 1; 10000 is usual.")
+        if self.rotary_scaling != "none":
+            self._check_scaling()
         if self.eps <= 0:
             raise ConfigError(f"--model.eps {self.eps:g} is not above 0; 1e-5 is usual.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"--model.dropout {self.dropout:g} is not in [0, 1); 0.1 is usual.")
+
+    def _check_scaling(self) -> None:
+        kind = self.rotary_scaling
+        if self.positions != "rotary":
+            raise ConfigError(f"--model.rotary-scaling {kind} needs --model.positions rotary, not {self.positions}.")
+        if self.rotary_factor < 1:
+            raise ConfigError(f"--model.rotary-factor {self.rotary_factor:g} is below 1, which leaves all as it is.")
+        if kind != "linear" and self.rotary_length < 1:
+            raise ConfigError(
+                f"--model.rotary-scaling {kind} needs --model.rotary-length, the tokens of a text in training, "
+                f"not {self.rotary_length}; 8192 is Llama 3's."
+            )
+        if kind == "dynamic" and self.head_dim == 2:
+            raise ConfigError(
+                f"--model.rotary-scaling dynamic needs heads wider than --model.dim {self.dim} / --model.heads "
+                f"{self.heads} = 2; --model.dim {4 * self.heads} would do."
+            )
 
     @property
     def head_dim(self) -> int:
@@ -281,6 +306,8 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
         config.kv_heads or config.heads,
         config.head_dim,
         rotary_base=config.rotary_base if config.positions == "rotary" else None,
+        rotary_scaling=RotaryScaling(config.rotary_scaling, config.rotary_factor, config.rotary_length),
+        alibi=config.positions == "alibi",
         qk_norm=partial(RMSNorm, eps=config.eps) if config.qk_norm else None,
         soft_cap=config.attention_soft_cap or None,
         use_bias=config.bias,

@@ -16,6 +16,8 @@ from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxarch.transformer.positions import relative_buckets
+
 DEFAULT_INIT = nn.initializers.normal(0.02)
 
 
@@ -145,3 +147,27 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch count"]:
         return dense(x, self.embedding.T)
+
+
+class RelativeBias(nn.Module):
+    """A bias on the attention's logits by head and distance, learned (Raffel et al. 2020, sec. 2.1).
+
+    T5 has one, called once and added in all layers of a stack.
+
+    bidirectional, buckets, max_distance: of `relative_buckets`.
+    """
+
+    heads: int
+    bidirectional: bool
+    buckets: int = 32
+    max_distance: int = 128
+    embedding_init: Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(
+        self, positions: Int[Array, "#batch length"], key_positions: Int[Array, "#batch keys"]
+    ) -> Float[Array, "#batch heads length keys"]:
+        table = self.param("embedding", self.embedding_init, (self.buckets, self.heads))
+        relative = key_positions[:, None, :] - positions[:, :, None]
+        numbers = relative_buckets(relative, self.bidirectional, self.buckets, self.max_distance)
+        return jnp.moveaxis(table[numbers], 3, 1)

@@ -35,6 +35,7 @@ CONFIGS = {
     "llama": LLAMA,
     "mixed": MIXED,
     "scanned": dataclasses.replace(LLAMA, scan_layers=True),
+    "alibi": dataclasses.replace(LLAMA, positions="alibi"),
 }
 
 
@@ -142,7 +143,7 @@ def test_all_of_the_past_counts(name):
     assert (jnp.abs(change).max(axis=(0, 2)) > 1e-4).all()
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "none"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "none"])
 def test_order_counts_where_there_are_positions(positions):
     """One layer, so that the last of the logits sees a set of tokens unless it is told where they stand."""
     model = decoder(ModelConfig(1, 4, 64, positions=positions), VOCAB, LENGTH)
@@ -150,6 +151,33 @@ def test_order_counts_where_there_are_positions(positions):
     swapped = TOKENS.at[:, 1].set(TOKENS[:, 2]).at[:, 2].set(TOKENS[:, 1])
     change = jnp.abs(applied(model, variables, swapped) - applied(model, variables))[:, -1].max()
     assert change < 1e-5 if positions == "none" else change > 1e-4
+
+
+SCALINGS = {
+    "linear": {"rotary_factor": 2.0},
+    "dynamic": {"rotary_factor": 2.0, "rotary_length": 8},
+    "yarn": {"rotary_factor": 4.0, "rotary_length": 12},
+    "llama3": {"rotary_factor": 8.0, "rotary_length": 16},
+}
+
+
+def scaled(kind):
+    return dataclasses.replace(LLAMA, rotary_base=100.0, rotary_scaling=kind, **SCALINGS[kind])
+
+
+SHIFTED = {"rotary": LLAMA, "alibi": CONFIGS["alibi"], "yarn": scaled("yarn"), "llama3": scaled("llama3")}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_only_distances_count(name):
+    """And they do: positions twice as far apart give other logits."""
+    model = decoder(SHIFTED[name], VOCAB, LENGTH)
+    variables = drawn(model)
+    placed = jax.jit(lambda positions: model.apply(variables, TOKENS, positions))
+    positions = jnp.arange(LENGTH)[None]
+    logits = placed(positions)
+    np.testing.assert_allclose(placed(positions + 37), logits, atol=2e-4 * jnp.abs(logits).max())
+    assert jnp.abs(placed(2 * positions) - logits).max() > 0.05 * jnp.abs(logits).max()
 
 
 # --- the stack ----------------------------------------------------------------------------------
@@ -291,6 +319,16 @@ REFUSED = {
     },
     "--model.dropout 1 is not in [0, 1); 0.1 is usual.": {"dropout": 1.0},
     "--model.rotary-base 1 is not above 1; 10000 is usual.": {"rotary_base": 1.0},
+    "--model.rotary-scaling linear needs --model.positions rotary, not learned.": {"rotary_scaling": "linear"},
+    "--model.rotary-factor 0.5 is below 1, which leaves all as it is.": {
+        "positions": "rotary",
+        "rotary_scaling": "linear",
+        "rotary_factor": 0.5,
+    },
+    "--model.rotary-scaling yarn needs --model.rotary-length, the tokens of a text in training, not 0; 8192 is "
+    "Llama 3's.": {"positions": "rotary", "rotary_scaling": "yarn"},
+    "--model.rotary-scaling dynamic needs heads wider than --model.dim 8 / --model.heads 4 = 2; --model.dim 16 would "
+    "do.": {"dim": 8, "positions": "rotary", "rotary_scaling": "dynamic", "rotary_length": 8},
     "--model.eps 0 is not above 0; 1e-5 is usual.": {"eps": 0.0},
 }
 
@@ -349,10 +387,14 @@ def test_gpt2_equals_huggingface():
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_llama_equals_huggingface():
+@pytest.mark.parametrize("kind", ["none", *SCALINGS])
+def test_llama_equals_huggingface(kind):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    config = LLAMA if kind == "none" else scaled(kind)
+    rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": config.rotary_base}
+    rope |= {"factor": config.rotary_factor, "original_max_position_embeddings": config.rotary_length}
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=VOCAB,
@@ -361,7 +403,8 @@ def test_llama_equals_huggingface():
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=config.rotary_length if kind == "dynamic" else LENGTH,
+            rope_parameters=rope | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
             rms_norm_eps=1e-6,
             tie_word_embeddings=False,
         )
@@ -397,7 +440,7 @@ def test_llama_equals_huggingface():
                 "down": dense(mlp.down_proj),
             },
         }
-    logits = applied(decoder(LLAMA, VOCAB, LENGTH), {"params": params})
+    logits = applied(decoder(config, VOCAB, LENGTH), {"params": params})
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(TOKENS))).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())

@@ -47,7 +47,7 @@ def learned():
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "none"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "none"])
 def test_prefill_and_steps_equal_the_full_forward(positions, scan_layers):
     """Prompts of 6, 1 and 3 tokens and four more tokens each, against each row on its own from position 0.
 
@@ -68,6 +68,37 @@ def test_prefill_and_steps_equal_the_full_forward(positions, scan_layers):
         if t < NEW:
             logits, cache = one(more[:, t : t + 1], cache)
     assert cache.index == LENGTH
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn"])
+def test_scaled_steps_equal_the_full_forward_of_each_prefix(kind):
+    """Dynamic frequencies follow the length, so each prefix, and each row, has its own: here below 4 and above.
+
+    Of one layer: what a second one keeps of earlier tokens came of the frequencies at their time.
+    """
+    layers = 1 if kind == "dynamic" else 2
+    scaling = {"rotary_scaling": kind, "rotary_factor": 2.0, "rotary_length": 4}
+    config = dataclasses.replace(BASE, layers=layers, positions="rotary", rotary_base=100.0)
+    model, variables = drawn(dataclasses.replace(config, **scaling))
+    more = np.random.default_rng(1).integers(0, VOCAB, size=(3, NEW), dtype=np.int32)
+    rows = np.zeros((3, LENGTH), np.int32)
+    for row, prompt, own in zip(rows, PROMPTS, more, strict=True):
+        row[: len(prompt) + NEW] = [*prompt, *own]
+
+    @jax.jit
+    @jax.vmap  # each row on its own
+    def full(row, length):
+        # What follows the prefix is not seen; at position 0 it does not lengthen the text either.
+        positions = jnp.where(jnp.arange(LENGTH) < length, jnp.arange(LENGTH), 0)
+        return model.apply(variables, row[None], positions[None])[0, length - 1]
+
+    one = jax.jit(lambda tokens, cache: step(model, variables, tokens, cache))
+    logits, cache = prefill(model, variables, left_pad(PROMPTS, pad=7), LENGTH)
+    for t in range(NEW + 1):
+        lengths = np.array([len(prompt) + t for prompt in PROMPTS])
+        np.testing.assert_allclose(logits, full(rows, lengths), rtol=1e-4, atol=1e-4)
+        if t < NEW:
+            logits, cache = one(more[:, t : t + 1], cache)
 
 
 @pytest.mark.parametrize("least", [64, 1])  # a loop of one stage, or of four with a cache that grows by a slot

@@ -49,7 +49,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     environment = os.environ | {"XLA_FLAGS": flag + str(marker.args[0]), "JAXARCH_TEST_SECONDS": "inf"}
     command = [sys.executable, "-m", "pytest", "-n0", "-m", "", pyfuncitem.nodeid]
     done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
     return True
 
 

@@ -28,7 +28,7 @@ from jaxarch.transformer.pretrained import tokenizer as tokenizers
 from jaxarch.transformer.pretrained.family import Family, Settings
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
-from jaxarch.transformer.pretrained.tensors import FILE, INDEX, Tensors, read_json, write, write_json
+from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
 
 FAMILIES = (GPT2, LLAMA)
 CONFIG = "config.json"
@@ -170,6 +170,8 @@ def checked(tensors: Tensors, layout: Layout, family: Family, folder: Path, arch
         found, wanted = tensors.shape(name), layout.shapes.get(full)
         if wanted is not None and found != wanted:
             wrong.append(f"the tensor {name} is {list(found)}, not {list(wanted)}")
+        elif wanted is not None and tensors.kind(name) not in FLOATS:
+            wrong.append(f"the tensor {name} is of type {tensors.kind(name)}, not one of {', '.join(FLOATS)}")
         elif wanted is None and full != HEAD and not re.fullmatch(family.ignored, full):
             wrong.append(f"the tensor {name} has no place in a {architecture}")
     if HEAD in there and HEAD not in layout.shapes and not wrong:

@@ -97,6 +97,8 @@ def rotary_base(settings: Settings) -> float:
     rope: dict[str, Any] = {"rope_theta": settings.get("rope_theta")}
     for name in ("rope_scaling", "rope_parameters"):
         given = settings.get(name) or {}
+        if not isinstance(given, dict):
+            raise ConfigError(f"{name} is {given!r}, not an object.")
         kind = given.get("rope_type", given.get("type", "default"))
         if kind != "default" or any(isinstance(value, dict) for value in given.values()):
             raise ConfigError(f"{name} {kind} cannot be expressed here, only rotations that are not scaled.")

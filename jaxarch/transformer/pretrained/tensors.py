@@ -14,13 +14,13 @@ from safetensors.numpy import save_file
 from jaxarch.run.protocol import ConfigError
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-READABLE = {"F64", "F32", "F16", "BF16"}
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Tensors:
     """The tensors of a folder by name. Nothing is read before it is asked for, and only the part that is asked for.
 
-    Raises ConfigError where there is no such file, or a header is damaged, or a number's type is not a float.
+    Raises ConfigError where there is no such file or a header is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -33,9 +33,6 @@ class Tensors:
                 raise ConfigError(f"{folder / INDEX} names {file.name}, which is not there.") from None
             except (SafetensorError, OSError) as error:
                 raise ConfigError(f"{file} is damaged: {' '.join(str(error).split())}.") from None
-            for name, found in slices.items():
-                if found.get_dtype() not in READABLE:
-                    raise ConfigError(f"{file}: the tensor {name} is of type {found.get_dtype()}, which is not read.")
             self._slices |= slices
             missing = expected - slices.keys()
             if missing:
@@ -46,6 +43,10 @@ class Tensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slices[name].get_shape())
+
+    def kind(self, name: str) -> str:
+        """The type of its numbers, as safetensors calls it."""
+        return self._slices[name].get_dtype()
 
     def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
         return self._slices[name][part]
@@ -58,7 +59,8 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     if not (folder / INDEX).exists():
         raise ConfigError(f"{folder} has neither {FILE} nor {INDEX}; other files of weights are not read.")
     files: dict[Path, set[str]] = {}
-    for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    for name, file in weight_map.items() if isinstance(weight_map, dict) else ():
         if not isinstance(file, str) or Path(file).name != file:
             raise ConfigError(f"{folder / INDEX} is damaged: {file!r} is no file of the folder.")
         files.setdefault(folder / file, set()).add(name)

@@ -27,6 +27,7 @@ class SelfAttention(nn.Module):
     alibi: a bias against distance.
     qk_norm: makes the norm of each head's queries and keys (Henry et al. 2020); None for none.
     soft_cap: of the attention's logits; None for none.
+    use_bias, qkv_bias: of the output's projection, and of the three others.
     """
 
     heads: int
@@ -38,6 +39,7 @@ class SelfAttention(nn.Module):
     qk_norm: Callable[..., nn.Module] | None = None
     soft_cap: float | None = None
     use_bias: bool = False
+    qkv_bias: bool = False
     out_init: Initializer = DEFAULT_INIT
 
     @nn.compact
@@ -55,7 +57,7 @@ class SelfAttention(nn.Module):
         """
 
         def project(heads: int, name: str) -> Float[Array, "batch length heads head_dim"]:
-            y = Dense(heads * self.head_dim, self.use_bias, name=name)(x)
+            y = Dense(heads * self.head_dim, self.qkv_bias, name=name)(x)
             return y.reshape(*x.shape[:2], heads, self.head_dim)
 
         q, k, v = project(self.heads, "query"), project(self.kv_heads, "key"), project(self.kv_heads, "value")

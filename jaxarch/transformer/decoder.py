@@ -44,6 +44,8 @@ class ModelConfig:
     """width of the residual stream"""
     kv_heads: int = 0
     """heads of keys and values, each shared by a group of query heads (0: as many as heads)"""
+    head_width: int = 0
+    """of each head (0: dim / heads)"""
     mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """kind of feed-forward layer"""
     mlp_dim: int = 0
@@ -68,6 +70,8 @@ class ModelConfig:
     """read out with the embedding of the tokens"""
     bias: bool = False
     """biases in dense layers and LayerNorm"""
+    qkv_bias: bool = False
+    """biases of queries, keys and values alone"""
     eps: float = 1e-5
     """of the norms"""
     dropout: float = 0.0
@@ -81,17 +85,22 @@ class ModelConfig:
         for name in ("layers", "heads", "dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
-        for name in ("kv_heads", "mlp_dim", "soft_cap", "attention_soft_cap"):
+        for name in ("kv_heads", "head_width", "mlp_dim", "soft_cap", "attention_soft_cap"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--model.{option} {getattr(self, name):g} is below 0; 0 is the default.")
-        if self.dim % self.heads:
+        if not self.head_width and self.dim % self.heads:
             near = _near_divisors(self.dim, self.heads)
             raise ConfigError(f"--model.heads {self.heads} does not divide --model.dim {self.dim}; {near} would.")
         if self.kv_heads and self.heads % self.kv_heads:
             near = _near_divisors(self.heads, self.kv_heads)
             raise ConfigError(
                 f"--model.kv-heads {self.kv_heads} does not divide --model.heads {self.heads}; {near} would."
+            )
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ConfigError(
+                f"--model.positions rotary needs heads of even width, not --model.head-width {self.head_width}; "
+                f"{self.head_width + 1} would do."
             )
         if self.positions == "rotary" and self.head_dim % 2:
             raise ConfigError(
@@ -132,7 +141,7 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
 
     @property
     def hidden(self) -> int:
@@ -311,6 +320,7 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
         qk_norm=partial(RMSNorm, eps=config.eps) if config.qk_norm else None,
         soft_cap=config.attention_soft_cap or None,
         use_bias=config.bias,
+        qkv_bias=config.bias or config.qkv_bias,
         out_init=out_init,
     )
     if config.mlp == "swiglu":

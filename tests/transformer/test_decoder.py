@@ -74,6 +74,8 @@ def test_operations_by_hand():
     """One token through a layer of width 2: 4 projections of 4, two of 16 that feed forward, 1 pair, 5 logits."""
     config = ModelConfig(1, 1, 2)
     assert forward_flops(config, 5, 1, 1) == 2 * (4 * 4 + 2 * 16 + (2 + 2) + 2 * 5)
+    wide = dataclasses.replace(config, head_width=3)
+    assert forward_flops(wide, 5, 1, 1) == 2 * (4 * 6 + 2 * 16 + (3 + 3) + 2 * 5)
     assert forward_flops(config, 5, 7, 3) == 7 * 2 * (3 * (4 * 4 + 2 * 16 + 2 * 5) + 6 * (2 + 2))
 
 
@@ -312,6 +314,10 @@ REFUSED = {
     "--model.mlp-dim -1 is below 0; 0 is the default.": {"mlp_dim": -1},
     "--model.positions rotary needs heads of even width, not --model.dim 20 / --model.heads 4 = 5; --model.dim 24 "
     "would do.": {"dim": 20, "positions": "rotary"},
+    "--model.positions rotary needs heads of even width, not --model.head-width 3; 4 would do.": {
+        "head_width": 3,
+        "positions": "rotary",
+    },
     "--model.dim 5 is odd, but --model.positions sinusoidal needs pairs; --model.dim 6 would do.": {
         "dim": 5,
         "heads": 1,

@@ -56,6 +56,11 @@ def _weights(
     return weights, weights.astype(_wide(q)).sum(axis=-1, keepdims=True)
 
 
+def _added(total: Array, more: Array) -> Array:
+    """With more on the first keys. Not by `at[].add`: under `shard_map` XLA:CPU of jax 0.11 crashes on compiling it."""
+    return jax.lax.dynamic_update_slice(total, total[:, :, : more.shape[2]] + more, (0, 0, 0, 0))
+
+
 def starts(length: int) -> list[tuple[int, int]]:
     """Of the blocks of queries, the first and the end."""
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
@@ -90,8 +95,8 @@ def _backward(scale: float, saved: tuple, d_out: Array) -> tuple[Array, Array, A
         d_weights = jnp.einsum("bhtd,bhsd->bhts", d_block, v[:, :, :end])
         d_logits = (own * (d_weights - delta[:, :, start:end]) * scale).astype(q.dtype)
         d_q.append(jnp.einsum("bhts,bhsd->bhtd", d_logits, k[:, :, :end]))
-        d_k = d_k.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", d_logits, q[:, :, start:end]))
-        d_v = d_v.at[:, :, :end].add(jnp.einsum("bhts,bhtd->bhsd", own, d_block))
+        d_k = _added(d_k, jnp.einsum("bhts,bhtd->bhsd", d_logits, q[:, :, start:end]))
+        d_v = _added(d_v, jnp.einsum("bhts,bhtd->bhsd", own, d_block))
     return jnp.concatenate(d_q, axis=2), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 

@@ -96,7 +96,8 @@ def test_composes_with_vmap_and_remat():
 
 def test_what_auto_takes():
     assert chosen(256, 256, {"causal"}) == chosen(1024, 1024, {"causal"}) == "blocks"
-    assert chosen(1025, 1025, {"causal"}) == chosen(4096, 256, set()) == "dense"
+    assert chosen(4096, 256, set()) == chosen(1024, 1024, set()) == "dense"
+    assert chosen(1025, 1025, {"causal"}) == chosen(4096, 257, set()) == "blockwise"
     assert chosen(256, 256, {"causal", "bias"}) == chosen(1, 100_000, set()) == chosen(256, 300, {"causal"}) == "dense"
     assert chosen(4096, 4096, {"causal"}) == chosen(4096, 4096, {"bias"}) == "blockwise"
     assert (

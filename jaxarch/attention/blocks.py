@@ -74,7 +74,7 @@ def _causal(scale: float, q: Array, k: Array, v: Array) -> Array:
 def _forward(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     made = [_weights(scale, q[:, :, start:end], k[:, :, :end]) for start, end in starts(q.shape[2])]
     out = [
-        jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end]) / total
+        jnp.einsum("bhts,bhsd->bhtd", own, v[:, :, :end], preferred_element_type=_wide(q)) / total
         for (own, total), (_, end) in zip(made, starts(q.shape[2]), strict=True)
     ]
     out = jnp.concatenate(out, axis=2).astype(v.dtype)

@@ -19,9 +19,8 @@ __all__ = ["KINDS", "Implementation", "attention", "chosen", "unfit"]
 Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring", "cudnn", "splash"]
 
 FARTHEST = 2**30  # positions lie below it, so that their sum with a window does
-LEAST_BIAS = (
-    -1e29
-)  # nearer to 0 than what hides a key: a bias alone never makes a visible key weigh less than a hidden one
+# Nearer to 0 than what hides a key: a bias alone never makes a visible key weigh less than a hidden one.
+LEAST_BIAS = -1e29
 
 log = logging.getLogger(__name__)
 

@@ -47,14 +47,17 @@ class LabelledData(NamedTuple):
 
     def counts(self) -> dict[str, Any]:
         """The classes, and of both parts the number and the checksum: what tells one set of texts from another."""
-        parts = {"train": self.train, "validation": self.validation}
-        return {"classes": list(self.classes)} | {
-            name: {
-                "texts": len(part.texts),
-                "crc32": zlib.crc32("\0".join(part.texts).encode() + part.labels.tobytes()),
-            }
-            for name, part in parts.items()
-        }
+
+        def counted(part: Labelled) -> dict[str, int]:
+            checksum = zlib.crc32("\0".join(part.texts).encode() + part.labels.tobytes())
+            return {"texts": len(part.texts), "crc32": checksum}
+
+        parts = {"train": counted(self.train), "validation": counted(self.validation)}
+        return {"classes": list(self.classes)} | parts
+
+    def save(self, folder: Path) -> None:
+        """Writes the counts into `data.json`."""
+        (folder / "data.json").write_text(json.dumps(self.counts(), indent=2) + "\n")
 
 
 def load_labelled(
@@ -63,7 +66,7 @@ def load_labelled(
     text_field: str = "text",
     label_field: str = "label",
     held_out: float = 0.1,
-    seed: int = 0,
+    split_seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> LabelledData:
     """Read labelled texts and hold out a part of each class.
@@ -71,7 +74,7 @@ def load_labelled(
     path: a .csv, .tsv or .jsonl file; None: sentences about films.
     text_field, label_field: the names of the columns, or of the fields of a JSONL object.
     held_out: the fraction for validation, of each class, of one text at least.
-    seed: of what is held out. It depends on the texts, not on their order; texts that differ in nothing but case and
+    split_seed: of what is held out. It depends on the texts, not on their order; texts that differ in nothing but case and
         white space are held out together, even under different labels.
     say: given one line about what was read.
 
@@ -90,9 +93,9 @@ def load_labelled(
         raise ConfigError(f"--data {name} holds no labelled text; give rows with a {text_field} and a {label_field}.")
     classes = _ordered({label for _, label in whole})
     if len(classes) < 2:
-        raise ConfigError(f"--data {name} has one class alone, {classes[0]!r}; give two at least.")
+        raise ConfigError(f"--data {name} has one class alone, {', '.join(classes)!r}; give two at least.")
     numbers = {label: number for number, label in enumerate(classes)}
-    held = _held_out(whole, classes, held_out, seed, name)
+    held = _held_out(whole, classes, held_out, split_seed, name)
 
     def part(held_out: bool) -> Labelled:
         kept = [row for row in whole if (_key(row[0]) in held) == held_out]

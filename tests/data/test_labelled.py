@@ -49,7 +49,7 @@ def test_a_tenth_of_each_class_is_held_out_and_nothing_is_lost(tmp_path):
 
 def test_what_is_held_out_depends_on_the_seed_and_on_no_order(tmp_path):
     path, turned = table(tmp_path / "a.csv", ROWS), table(tmp_path / "b.csv", ROWS[::-1])
-    held = [set(parts(load_labelled(path, seed=seed))[1]) for seed in range(20)]
+    held = [set(parts(load_labelled(path, split_seed=seed))[1]) for seed in range(20)]
     assert held[0] == set(parts(load_labelled(turned))[1]) == set(parts(load_labelled(path))[1])
     # Each text is as likely: 200 draws of 100 texts, 2 of each on average.
     counts = Counter(row for rows in held for row in rows)
@@ -110,7 +110,8 @@ def test_a_long_text(tmp_path):
 
 def test_counts_tell_texts_and_labels_apart(tmp_path):
     def counts(rows: list[tuple[str, str]]) -> dict:
-        return load_labelled(table(tmp_path / "my.csv", rows)).counts()
+        load_labelled(table(tmp_path / "my.csv", rows)).save(tmp_path)
+        return json.loads((tmp_path / "data.json").read_text())
 
     first = counts(ROWS)
     assert first == counts(ROWS) and first["classes"] == ["a", "b"] and first["train"]["texts"] == 90

@@ -74,8 +74,8 @@ def load_labelled(
     path: a .csv, .tsv or .jsonl file; None: sentences about films.
     text_field, label_field: the names of the columns, or of the fields of a JSONL object.
     held_out: the fraction for validation, of each class, of one text at least.
-    split_seed: of what is held out. It depends on the texts, not on their order; texts that differ in nothing but case and
-        white space are held out together, even under different labels.
+    split_seed: of what is held out. It depends on the texts, not on their order; texts that differ in nothing but case
+        and white space are held out together, even under different labels.
     say: given one line about what was read.
 
     Classes stand in the order of their names, numbers in that of their values. Rows without a text or a label are

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Key, PyTree
 
-from jaxarch.run.protocol import ConfigError, Hypers, Index, Metrics
-from jaxarch.transformer.training import Objective, OptimConfig, TrainState, make_step, train_state
+from jaxarch.run.protocol import ConfigError, Index, Metrics
+from jaxarch.transformer.training import Hypers, Objective, OptimConfig, TrainState, make_step, train_state
 
 Tune = Literal["full", "lora", "head"]
 

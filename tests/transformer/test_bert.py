@@ -153,7 +153,7 @@ def test_transformers_agrees(name, tmp_path):
 # --- heads and forms of a folder ----------------------------------------------------------------
 
 
-def test_a_body_becomes_a_classifier(recorded, caplog):
+def test_a_body_becomes_a_classifier(recorded, caplog, tmp_path):
     """Its head is new and said to be; body and pooler are the folder's."""
     folder, _ = recorded("bert")
     whole = load_pretrained(folder)
@@ -168,6 +168,11 @@ def test_a_body_becomes_a_classifier(recorded, caplog):
     )
     kernel = found.params["classifier"]["kernel"]
     assert kernel.shape == (16, 3) and np.asarray(kernel).std() > 0.01
+    save_pretrained(tmp_path / "saved", *found)
+    assert load_pretrained(tmp_path / "saved").model.labels == found.model.labels
+    named = encoder(found.model.config, VOCAB, LENGTH, head="classes", labels=("no", "so-so", "yes"))
+    save_pretrained(tmp_path / "named", named, found.params)
+    assert load_pretrained(tmp_path / "named").model.labels == ("no", "so-so", "yes")
 
 
 def test_a_masked_lm_becomes_a_body_without_a_pooler(recorded, caplog):

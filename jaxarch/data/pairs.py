@@ -269,23 +269,15 @@ def name_pairs(language: str = "de") -> Texts:
             catalogue = gettext.translation(domain, pycountry.LOCALES_DIR, [language])
         except OSError:
             continue
-        catalogue.add_fallback(_Untranslated())
         for entry in entries:
             for field in ("name", "official_name", "common_name"):
                 english = getattr(entry, field, None)
-                translated = catalogue.gettext(english) if english else ""
-                if translated not in ("", english):
+                # A text that the catalogue lacks comes back as it is.
+                if english and (translated := catalogue.gettext(english)) != english:
                     pairs[english, translated] = None
     if not pairs:
         raise ConfigError(f"pycountry has no --language {language}; de, fr or es would do.")
     return list(pairs)
-
-
-class _Untranslated(gettext.NullTranslations):
-    """Says nothing where a catalogue lacks a text, which it would otherwise give back as it is."""
-
-    def gettext(self, message: str) -> str:
-        return ""
 
 
 def _package(name: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -421,7 +421,7 @@ def step(
 
 
 def _decode(model: EncoderDecoder, variables: PyTree, tokens: Any, cache: Cache, *memory: Any) -> tuple[Array, Cache]:
-    logits, cache = model.apply(variables, tokens, *memory, cache=cache, method="decode")
+    logits, cache = cast(Any, model.apply(variables, tokens, *memory, cache=cache, method="decode"))
     return logits[:, -1], cache
 
 

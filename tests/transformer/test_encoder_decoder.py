@@ -276,14 +276,16 @@ def test_targets_that_begin_at_unequal_lengths_are_padded_on_the_left():
 
 
 def test_a_step_makes_no_keys_of_the_source():
-    """The source's length multiplies the read of the ready keys and values alone, not a projection."""
+    """The source's length multiplies the read of the ready keys and values alone, no projection."""
     model, variables = drawn("transformer")
 
     def products(source):
         segments = np.ones((1, source), np.int32)
         sources = np.ones((1, source), np.int32)
         _, cache = jax.eval_shape(lambda: prefill(model, variables, sources, segments, TOKENS[:1, :1], LENGTH))
-        return counted(jax.make_jaxpr(partial(step, model, variables))(TOKENS[:1, :1], cache).jaxpr)["float32"]
+        found = counted(jax.make_jaxpr(partial(step, model, variables))(TOKENS[:1, :1], cache).jaxpr)
+        assert found is not None
+        return found["float32"]
 
     config = CONFIGS["transformer"]
     assert products(40) - products(20) == 20 * config.layers * 2 * 2 * config.dim
@@ -311,23 +313,30 @@ def test_weights_of_attention_by_name():
     assert np.all(cross[1, :, :, 4:] == 0) and np.all(cross[0] > 0)
 
 
-def test_dropout_acts_in_both_halves_and_only_when_asked():
-    config = dataclasses.replace(CONFIGS["rotary"], dropout=0.5)
-    model, variables = encoder_decoder(config, VOCAB, (SOURCE, LENGTH)), drawn("rotary")[1]
+@pytest.mark.parametrize("silent", ["parts", "embedding"])
+def test_dropout_of_embeddings_and_of_parts_in_both_halves(silent):
+    """What else could be dropped is 0: what the layers add, or the embeddings."""
+    config = dataclasses.replace(CONFIGS["transformer"], layers=1, dropout=0.5, positions="none", tied=False)
+    model = encoder_decoder(config, VOCAB, (SOURCE, LENGTH))
+    names = ("embedding",) if silent == "embedding" else ("out", "down")
+
+    def zeroed(path, leaf):
+        return leaf * 0 if any(key.key in names for key in path) else leaf
+
+    readout = {"readout": {"kernel": jnp.asarray(RNG.normal(size=(8, VOCAB)), jnp.float32)}}
+    variables = jax.tree_util.tree_map_with_path(zeroed, {"params": drawn("transformer")[1]["params"] | readout})
 
     @jax.jit
-    def memory(key):
-        return model.apply(variables, SOURCES, deterministic=False, rngs={"dropout": key}, method="encode")
-
-    @jax.jit
-    def logits(key, memory):
-        rngs = {"dropout": key}
-        return model.apply(variables, TOKENS, memory, deterministic=False, rngs=rngs, method="decode")
+    def both(variables, key, other):
+        memory = model.apply(variables, SOURCES, deterministic=False, rngs={"dropout": key}, method="encode")
+        options = {"deterministic": False, "rngs": {"dropout": other}, "method": "decode"}
+        return memory, model.apply(variables, TOKENS, memory, **options)
 
     keys = jax.random.split(jax.random.key(0))
-    first = memory(keys[0])
-    assert np.all(first == memory(keys[0])) and not np.allclose(first, memory(keys[1]))
-    assert not np.allclose(logits(keys[0], first), logits(keys[1], first))
+    memory, logits = both(variables, keys[0], keys[0])
+    same, others = both(variables, keys[0], keys[1])
+    assert np.all(same == memory) and not np.allclose(others, logits)
+    assert not np.allclose(both(variables, keys[1], keys[0])[0], memory)
 
 
 @pytest.mark.parametrize("name", ["t5", "transformer", "learned"])

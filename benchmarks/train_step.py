@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measuring import Peer, alternating, quartiles, ratio, write
@@ -25,7 +26,7 @@ from jaxarch.run import Experiment, backend
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.program import Carry, Member, Programs
 from jaxarch.transformer.decoder import ModelConfig, decoder
-from jaxarch.transformer.training import PRECISIONS, Hypers, OptimConfig, make_init, make_step
+from jaxarch.transformer.training import PRECISIONS, Hypers, OptimConfig, make_init, make_step, next_token
 
 VOCAB = 65
 
@@ -56,9 +57,9 @@ def ours(size: str, precision: str, steps: int, scan: int) -> Callable[[], float
     layers, heads, dim, length, batch = SIZES[size]
     model = decoder(ModelConfig(layers, heads, dim), VOCAB, length, PRECISIONS[precision])
     optim = OptimConfig()
-    experiment = Experiment(
-        make_init(model, length, optim), make_step(model, optim, 10_000), lambda state, key: {}, hypers=Hypers()
-    )
+    init = make_init(model, (jnp.zeros((1, length), jnp.int32),), optim)
+    step = make_step(next_token(model), optim, 10_000)
+    experiment = Experiment(init, step, lambda state, key: {}, hypers=Hypers())
     programs = Programs(experiment, [Member(0, {})])
     tokens = np.random.default_rng(0).integers(0, VOCAB, (scan, batch, length + 1), np.int32)
     batches = Tokens(tokens[..., :-1], tokens[..., 1:], np.ones((scan, batch, length), np.float32))

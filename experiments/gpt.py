@@ -35,6 +35,7 @@ from jaxarch.transformer.training import (
     make_evaluate,
     make_init,
     make_step,
+    next_token,
 )
 
 SAMPLE_TOKENS = 256
@@ -108,8 +109,8 @@ def experiment(config: Config) -> Experiment:
         return {}
 
     return Experiment(
-        init=make_init(model, config.length, config.optim),
-        step=make_step(model, config.optim, config.steps),
+        init=make_init(model, (jnp.zeros((1, config.length), jnp.int32),), config.optim),
+        step=make_step(next_token(model), config.optim, config.steps),
         evaluate=make_evaluate(model, validation, max(1, 16384 // config.length), data.characters_per_token),
         data=data.train,
         batch_size=config.batch_size,

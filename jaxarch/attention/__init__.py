@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Literal
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +14,13 @@ from jaxarch.attention.choice import KINDS, chosen, passed_over, unfit
 from jaxarch.attention.mask import Mask, counted
 from jaxarch.attention.options import Options, alike
 
-__all__ = ["KINDS", "Implementation", "attention", "chosen", "unfit"]
+__all__ = ["KINDS", "Implementation", "attention", "attention_weights", "chosen", "unfit"]
 
 Implementation = Literal["auto", "dense", "blocks", "blockwise", "window", "ring", "cudnn", "splash"]
 
 FARTHEST = 2**30  # positions lie below it, so that their sum with a window does
-LEAST_BIAS = (
-    -1e29
-)  # nearer to 0 than what hides a key: a bias alone never makes a visible key weigh less than a hidden one
+# Nearer to 0 than what hides a key: a bias alone never makes a visible key weigh less than a hidden one.
+LEAST_BIAS = -1e29
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +117,18 @@ def attention(
         return kind.function(q, k, v, options)
     out, lse = kind.function(q, k, v, options)
     return (out, lse) if return_lse else out
+
+
+def attention_weights(
+    q: Float[Array, "batch length heads dim"], k: Float[Array, "batch keys kv_heads dim"], **options: Any
+) -> Float[Array, "batch heads length keys"]:
+    """The weights that `attention` gives the values: what it makes of unit vectors in their place. To look at.
+
+    options: of `attention`.
+    """
+    batch, keys, kv_heads, _ = k.shape
+    units = jnp.broadcast_to(jnp.eye(keys, dtype=k.dtype)[None, :, None], (batch, keys, kv_heads, keys))
+    return cast(Array, attention(q, k, units, **options)).swapaxes(1, 2)
 
 
 def _check_arrays(

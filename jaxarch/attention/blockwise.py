@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from jaxarch.attention.dense import grouped, products
 from jaxarch.attention.dropout import kept
+from jaxarch.attention.layout import filled, grouped, merged, products, split
 from jaxarch.attention.mask import MASKED, Mask, visible
 from jaxarch.attention.options import Options
 
@@ -70,29 +70,11 @@ def blockwise_attention(
     return out[:, :length], lse[:, :length]
 
 
-def filled(x: Array, axis: int, block: int) -> Array:
-    """With zeros up to whole blocks."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % block)
-    return jnp.pad(x, widths)
-
-
 # From here on the lengths are whole blocks, and a bias is [batch, kv_heads, group, length, keys].
 
 
 def _part(x: Array, axis: int, number: Int[Array, ""], block: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, number * block, block, axis)
-
-
-def _by_heads(x: Array, kv_heads: int) -> Array:
-    """From [batch, queries, heads, ...] to [batch, kv_heads, group, queries, ...]."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:]), 1, 3)
-
-
-def _laid(x: Array) -> Array:
-    """Back from `_by_heads`."""
-    x = jnp.moveaxis(x, 3, 1)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def _stacked(x: Array) -> Array:
@@ -187,7 +169,7 @@ def attend(
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def rows(i: Array) -> tuple[Array, Array]:
-        queries = _by_heads(_part(q, 1, i, static.block_queries), kv_heads)
+        queries = split(_part(q, 1, i, static.block_queries), kv_heads)
 
         def meet(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, out = carry
@@ -212,7 +194,7 @@ def attend(
         nothing = total == 0
         out = out / jnp.where(nothing, 1, total)[..., None]
         lse = jnp.where(nothing, -jnp.inf, top + jnp.log(jnp.where(nothing, 1, total)))
-        return _laid(out.astype(v.dtype)), _laid(lse)
+        return merged(out.astype(v.dtype)), merged(lse)
 
     out, lse = jax.lax.map(rows, jnp.arange(length // static.block_queries, dtype=jnp.int32))
     return _stacked(out), _stacked(lse)
@@ -244,7 +226,7 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
     # The softmax's gradient is weights * (d_weights - delta) (Dao et al. 2022, eq. 4), the log-sum-exp's the weights.
     delta = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1) - d_lse
     finite_lse = jnp.where(jnp.isneginf(lse), 0, lse)  # of a row that sees nothing: its weights become 0
-    by_q, by_d_out, by_lse, by_delta = (_by_heads(x, kv_heads) for x in (q, d_out, finite_lse, delta))
+    by_q, by_d_out, by_lse, by_delta = (split(x, kv_heads) for x in (q, d_out, finite_lse, delta))
 
     def columns(carry: tuple, j: Array) -> tuple[tuple, tuple[Array, Array]]:
         keys, values = (_part(x, 1, j, static.block_keys).swapaxes(1, 2) for x in (k, v))
@@ -268,7 +250,7 @@ def gradients(static: Static, saved: Saved, cotangents: Pair) -> tuple[Array, Ar
             d_logits = (d_logits * static.scale).astype(q.dtype)
             d_k += _summed(d_logits, queries, wide)
             more = products(d_logits, keys.swapaxes(2, 3), wide)
-            more = _part(d_q, 1, i, static.block_queries) + _laid(more)
+            more = _part(d_q, 1, i, static.block_queries) + merged(more)
             d_q = jax.lax.dynamic_update_slice_in_dim(d_q, more, i * static.block_queries, 1)
             return d_q, d_bias, d_k, d_v
 

@@ -32,11 +32,15 @@ class Cache(NamedTuple):
     layers: one entry a layer, or one stacked entry for layers that are scanned.
     index: slots filled, the same in every row.
     start: each row's first real slot; what lies before it is padding.
+    memory, memory_segments: for layers with cross-attention, keys and values of the encoder's output, which the first
+        call makes, and the numbers of its sequences.
     """
 
     layers: tuple[KeyValues, ...] | KeyValues
     index: Int[Array, ""]
     start: Int[Array, "batch"]
+    memory: tuple[KeyValues, ...] | KeyValues | None = None
+    memory_segments: Int[Array, "batch source"] | None = None
 
 
 def empty_cache(

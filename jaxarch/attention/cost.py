@@ -131,20 +131,22 @@ def given_and_made(shape: Shape, pass_: Pass) -> int:
 
 
 def weights_held(implementation: str, shape: Shape, causal: bool = False, window: int | None = None) -> int:
-    """How many weights of one row of the batch and one head are in memory at once."""
+    """Bytes of the weights that are in memory at once. Raises ValueError where there is no formula."""
     n = shape.length
     if implementation == "dense":
-        return n * n
-    if implementation == "blocks":
-        return sum((end - start) * end for start, end in starts(n))
-    if implementation == "window" and window is not None:
+        weights = n * n
+    elif implementation == "blocks":
+        weights = sum((end - start) * end for start, end in starts(n))
+    elif implementation == "window" and window is not None:
         block, before, after = sizes(window, n, causal)
-        return block * block * (before + 1 + after)
-    if implementation == "blockwise":
-        return min(QUERIES, n) * min(KEYS, n)
-    raise ValueError(
-        f"there is no formula for {implementation!r}; there are those of dense, blocks, blockwise, window."
-    )
+        weights = block * block * (before + 1 + after)
+    elif implementation == "blockwise":
+        weights = min(QUERIES, n) * min(KEYS, n)
+    else:
+        raise ValueError(
+            f"there is no formula for {implementation!r}; there are those of dense, blocks, blockwise, window."
+        )
+    return shape.batch * shape.heads * shape.wide * weights
 
 
 def peak_bytes(
@@ -160,7 +162,7 @@ def peak_bytes(
     Within a quarter of what the compiler plans for float32 on CPU. It may do better than dense by fusing, and has
     float32 copies there of what is bfloat16.
     """
-    weights = shape.batch * shape.heads * shape.wide * weights_held(implementation, shape, causal, window)
+    weights = weights_held(implementation, shape, causal, window)
     passes = 1 if pass_ == "forward" else 2
     between = 2 * weights * (passes if implementation == "blocks" else 1)
     if implementation == "blockwise":
@@ -189,15 +191,13 @@ def bytes_moved(
 
     pairs: of one row and head that the mask shows (`visible_pairs`).
     """
-    once = given_and_made(shape, pass_)
+    once, weights = given_and_made(shape, pass_), weights_held(implementation, shape, causal, window)
     if implementation in ("dense", "blocks"):
-        weights = shape.batch * shape.heads * shape.wide * weights_held(implementation, shape, causal, window)
         return once + {"forward": 4, "backward": 5, "forward_backward": 9}[pass_] * weights
     if implementation == "window" and window is not None:
         _, before, after = sizes(window, shape.length, causal)
         gathered = 3 * (before + 1 + after) * shape.keys_values  # copied, and the copy read
         return once + {"forward": 1, "backward": 2, "forward_backward": 3}[pass_] * gathered
-    weights_held(implementation, shape)  # knows which there are
     a_key = shape.batch * shape.kv_heads * (shape.dim + shape.width) * shape.itemsize
     a_query = shape.batch * shape.heads * ((shape.dim + shape.width) * shape.itemsize + 2 * shape.dim * shape.wide)
     forward, backward = pairs * a_key // QUERIES, pairs * a_query // KEYS

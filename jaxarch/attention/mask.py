@@ -30,12 +30,6 @@ class Mask(NamedTuple):
     kv_start: Int[Array, "batch"] | None = None
     kv_length: Int[Array, "batch"] | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Causal at most: nothing depends on the row, and query and key positions start together."""
-        together = isinstance(self.q_offset, int) and self.q_offset == 0
-        return together and all(rule is None for rule in self._replace(causal=None, q_offset=None))  # type: ignore[arg-type]
-
 
 def take(segments: Int[Array, "batch length"], numbers: Int[Array, "some"]) -> Int[Array, "batch some"]:
     """Those at these positions; past the end, whatever."""

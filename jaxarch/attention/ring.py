@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxarch.attention.blockwise import KEYS, QUERIES, Fixed, Pair, Static, attend, filled, gradients
+from jaxarch.attention.blockwise import KEYS, QUERIES, Fixed, Pair, Static, attend, gradients
+from jaxarch.attention.layout import filled
 from jaxarch.attention.mask import Mask
 from jaxarch.attention.options import Options
 

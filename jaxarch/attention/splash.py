@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxarch.attention.layout import filled
 from jaxarch.attention.mask import MASKED, counted
 from jaxarch.attention.options import Options
 
@@ -36,7 +37,7 @@ def splash_attention(
     if abs(math.frexp(options.scale)[0]) != 0.5:  # no power of two: in bfloat16 the product would be rounded
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     q = q * jnp.asarray(options.scale, q.dtype)
-    q, k, v = (_filled(x, LANES).swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (filled(x, 1, LANES).swapaxes(1, 2) for x in (q, k, v))
 
     shape = q.shape[2], k.shape[2]
     if mask.window is not None:
@@ -64,11 +65,6 @@ def splash_attention(
     return out.swapaxes(1, 2)[:, :length].astype(dtype)
 
 
-def _filled(x: Array, block: int) -> Array:
-    """With zeros up to whole blocks of positions."""
-    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
-
-
 def _segments(
     options: Options, batch: int, length: int, keys: int
 ) -> tuple[Int[Array, "batch filled_length"], Int[Array, "batch filled_keys"]] | None:
@@ -87,4 +83,4 @@ def _segments(
     if real is not None:
         others = jnp.where(real, others, nobody)
     beyond = jnp.broadcast_to(nobody, (batch, -keys % LANES))
-    return _filled(own, LANES), jnp.concatenate([others, beyond], axis=1)
+    return filled(own, 1, LANES), jnp.concatenate([others, beyond], axis=1)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxarch.attention.dense import by_heads, merged, split
+from jaxarch.attention.dense import by_heads
+from jaxarch.attention.layout import filled, merged, split
 from jaxarch.attention.options import Options
 
 SMALLEST, LARGEST = 64, 256  # blocks of queries, as measured on CPU; between them a block is as long as the window
@@ -47,7 +48,7 @@ def window_attention(
 
     def cut(x: Array, axis: int) -> Array:
         """Filled up to whole blocks along this axis, which is cut into a leading one of blocks and one of a block."""
-        x = jnp.pad(x, [(0, count * block - length if i == axis else 0) for i in range(x.ndim)])
+        x = filled(x, axis, block)
         return jnp.moveaxis(x.reshape(*x.shape[:axis], count, block, *x.shape[axis + 1 :]), axis, 0)
 
     def spread(x: Array, axis: int) -> Array:
@@ -72,11 +73,11 @@ def window_attention(
         return by_heads(q, k, v, options._replace(mask=own))
 
     numbers = jnp.arange(count, dtype=jnp.int32)
-    q, k, v = split(q, k, v)
+    q, k, v = split(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
     out, lse = jax.lax.map(one, (numbers, cut(q, 3), spread(k, 2), spread(v, 2), segments))
 
     def joined(x: Array) -> Array:
         x = jnp.moveaxis(x, 0, 3)
         return x.reshape(*x.shape[:3], count * block, *x.shape[5:])[:, :, :, :length]
 
-    return merged(joined(out)), merged(joined(lse)[..., None])[..., 0]
+    return merged(joined(out)), merged(joined(lse))

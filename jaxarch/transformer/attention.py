@@ -1,88 +1,151 @@
-"""Self-attention as a module: it owns the projections and calls `jaxarch.attention`."""
+"""Attention as modules: they own the projections and call `jaxarch.attention`."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxarch.attention import attention
+from jaxarch.attention import attention, attention_weights
 from jaxarch.attention.cache import KeyValues, append, padding_bias
+from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
 from jaxarch.transformer.positions import UNSCALED, RotaryScaling, alibi, rotary, rotary_frequencies
 
+PROJECTIONS = ("query", "key", "value", "out")
+
+
+class Rotary(NamedTuple):
+    """Queries and keys are turned by their position: the base of the frequencies, and how they are scaled."""
+
+    base: float = 10000.0
+    scaling: RotaryScaling = UNSCALED
+
 
 class SelfAttention(nn.Module):
-    """Causal self-attention (Vaswani et al. 2017, sec. 3.2.2) with grouped queries (Ainslie et al. 2023).
+    """Self-attention (Vaswani et al. 2017, sec. 3.2.2) with grouped queries (Ainslie et al. 2023).
 
     The projections are apart, not fused: published weights, orthogonalised updates and a cut by heads
     all want each matrix on its own.
 
-    rotary_base: turns queries and keys by their position; None leaves them.
-    rotary_scaling: of the frequencies.
+    causal, window, scale, soft_cap: of `jaxarch.attention.attention`.
     alibi: a bias against distance.
     qk_norm: makes the norm of each head's queries and keys (Henry et al. 2020); None for none.
-    soft_cap: of the attention's logits; None for none.
-    use_bias, qkv_bias: of the output's projection, and of the three others.
+    biases: those of the projections, by `PROJECTIONS`, that have one.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
-    rotary_base: float | None = None
-    rotary_scaling: RotaryScaling = UNSCALED
+    causal: bool = True
+    window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+    rotary: Rotary | None = None
     alibi: bool = False
     qk_norm: Callable[..., nn.Module] | None = None
-    soft_cap: float | None = None
-    use_bias: bool = False
-    qkv_bias: bool = False
+    biases: tuple[str, ...] = ()
     out_init: Initializer = DEFAULT_INIT
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "batch length dim"],
-        positions: Int[Array, "#batch length"],
-        past: KeyValues | None = None,
-        index: int | Int[Array, ""] = 0,
-        start: Int[Array, "batch"] | None = None,
+        self, x: Float[Array, "batch length dim"], context: Context, past: KeyValues | None = None
     ) -> tuple[Float[Array, "batch length dim"], KeyValues | None]:
-        """The output, and `past` with this call's keys and values written from slot `index` on.
-
-        start: the first slot of each row that counts.
-        """
-
-        def project(heads: int, name: str) -> Float[Array, "batch length heads head_dim"]:
-            y = Dense(heads * self.head_dim, self.qkv_bias, name=name)(x)
-            return y.reshape(*x.shape[:2], heads, self.head_dim)
-
-        q, k, v = project(self.heads, "query"), project(self.kv_heads, "key"), project(self.kv_heads, "value")
+        """The output, and `past` with this call's keys and values written from slot `context.index` on."""
+        positions, index, start = context.positions, context.index, context.start
+        q, k, v = (
+            _project(self, x, heads, name)
+            for heads, name in ((self.heads, "query"), (self.kv_heads, "key"), (self.kv_heads, "value"))
+        )
         if self.qk_norm is not None:
             q, k = self.qk_norm(name="query_norm")(q), self.qk_norm(name="key_norm")(k)
         # Frequencies that follow the length would leave turned keys behind: the cache holds them as they were, and
         # each call turns them all (Peng et al. 2023, sec. 3.3). Even so the tokens of before have been through their
         # layers with the frequencies of their time, as they would not in one pass over the longer text.
-        late = self.rotary_scaling.kind == "dynamic"
+        late = self.rotary is not None and self.rotary.scaling.kind == "dynamic"
         turn = None
-        if self.rotary_base is not None:
+        if self.rotary is not None:
             length = positions.max(axis=-1) + 1 if late else 0
-            turn = rotary_frequencies(self.head_dim, self.rotary_base, self.rotary_scaling, length)
+            turn = rotary_frequencies(self.head_dim, *self.rotary, length)
             q, k = rotary(q, positions, *turn), k if late else rotary(k, positions, *turn)
-        bias, key_positions = None, positions
+        biases = [] if context.bias is None else [context.bias]
+        key_positions = positions
         if past is not None:
             past = append(past, k, v, index)
             k, v = (entry.swapaxes(1, 2) for entry in past)
             key_positions = jnp.arange(k.shape[1])[None] - (0 if start is None else start[:, None])
-            bias = None if start is None else padding_bias(k.shape[1], start)
+            if start is not None:
+                biases.append(padding_bias(k.shape[1], start))
         if turn is not None and late:
             k = rotary(k, key_positions, *turn)
         if self.alibi:
-            slopes = alibi(self.heads, positions, key_positions)
-            bias = slopes if bias is None else bias + slopes
-        y = cast(Array, attention(q, k, v, causal=True, q_offset=index, bias=bias, soft_cap=self.soft_cap))
-        y = y.reshape(*x.shape[:2], self.heads * self.head_dim)
-        return Dense(x.shape[-1], self.use_bias, self.out_init, name="out")(y), past
+            biases.append(alibi(self.heads, positions, key_positions))
+        y = _attend(
+            self,
+            (q, k, v),
+            (context.segments, context.segments),
+            causal=self.causal,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            q_offset=index,
+            bias=functools.reduce(jnp.add, biases) if biases else None,
+        )
+        return Dense(x.shape[-1], "out" in self.biases, self.out_init, name="out")(y), past
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder's tokens to an encoder's output (Vaswani et al. 2017, sec. 3.2.3).
+
+    scale, biases: as of `SelfAttention`.
+    """
+
+    heads: int
+    head_dim: int
+    scale: float | None = None
+    biases: tuple[str, ...] = ()
+    out_init: Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length dim"], context: Context, memory: KeyValues | None = None
+    ) -> tuple[Float[Array, "batch length dim"], KeyValues]:
+        """The output, and the keys and values of the encoder's output, which the next call takes as `memory`."""
+        q = _project(self, x, self.heads, "query")
+        if memory is None:
+            if context.memory is None:
+                raise ValueError("cross-attention needs an encoder's output in context.memory.")
+            k, v = (_project(self, context.memory, self.heads, name) for name in ("key", "value"))
+            memory = KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        else:
+            k, v = (entry.swapaxes(1, 2) for entry in memory)
+        own, others = context.segments, context.memory_segments
+        if own is None and others is not None:
+            own = jnp.ones(x.shape[:2], others.dtype)
+        y = _attend(self, (q, k, v), (own, others))
+        return Dense(x.shape[-1], "out" in self.biases, self.out_init, name="out")(y), memory
+
+
+def _project(
+    module: SelfAttention | CrossAttention, x: Float[Array, "batch length dim"], heads: int, name: str
+) -> Float[Array, "batch length heads head_dim"]:
+    y = Dense(heads * module.head_dim, name in module.biases, name=name)(x)
+    return y.reshape(*x.shape[:2], heads, module.head_dim)
+
+
+def _attend(
+    module: SelfAttention | CrossAttention,
+    arrays: tuple[Array, Array, Array],
+    segments: tuple[Array | None, Array | None],
+    **options: Any,
+) -> Float[Array, "batch length features"]:
+    """The heads' outputs side by side; their weights are kept where the collection `intermediates` is asked for."""
+    q, k, v = arrays
+    options |= {"scale": module.scale, "q_segments": segments[0], "kv_segments": segments[1]}
+    if module.is_mutable_collection("intermediates"):
+        module.put_variable("intermediates", "weights", attention_weights(q, k, **options))
+    return cast(Array, attention(q, k, v, **options)).reshape(*q.shape[:2], -1)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from jaxarch.attention.cache import Cache, KeyValues, empty_cache, next_positions
+from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.attention import SelfAttention
+from jaxarch.transformer.attention import PROJECTIONS, Rotary, SelfAttention
+from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.layers import (
     Dense,
     Embedding,
@@ -30,8 +28,6 @@ from jaxarch.transformer.layers import (
     squared_relu,
 )
 from jaxarch.transformer.positions import RotaryScaling, ScalingKind, sinusoidal
-
-MakeModule = Callable[..., nn.Module]  # a module's class, its fields filled in, called as `make(name=...)`
 
 
 @dataclass(frozen=True)
@@ -167,42 +163,13 @@ def llama(layers: int = 32, heads: int = 32, dim: int = 4096, kv_heads: int = 0)
     return ModelConfig(layers, heads, dim, kv_heads, mlp="swiglu", norm="rms", positions="rotary", tied=False, eps=1e-6)
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm (Xiong et al. 2020, fig. 1b)."""
-
-    norm: MakeModule
-    attention: MakeModule
-    feed_forward: MakeModule
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length dim"],
-        positions: Int[Array, "#batch length"],
-        past: KeyValues | None = None,
-        index: int | Int[Array, ""] = 0,
-        start: Int[Array, "batch"] | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "batch length dim"], KeyValues | None]:
-        y, past = self.attention(name="attention")(self.norm(name="attention_norm")(x), positions, past, index, start)
-        x = x + nn.Dropout(self.dropout)(y, deterministic)
-        y = self.feed_forward(name="feed_forward")(self.norm(name="feed_forward_norm")(x))
-        return x + nn.Dropout(self.dropout)(y, deterministic), past
-
-
 class Decoder(nn.Module):
-    """Embedding, a stack of blocks, norm, read-out (Radford et al. 2019, sec. 2.3).
-
-    Each layer is a pure function of its own parameters. They stand under `layers_0`, `layers_1` ... or,
-    with `scan_layers`, stacked under `layers`; the numbers are the same, and `stack_layers` and
-    `unstack_layers` convert.
-    """
+    """Embedding, a stack of blocks, norm, read-out (Radford et al. 2019, sec. 2.3)."""
 
     config: ModelConfig
     vocab: int
     length: int
-    block: MakeModule
+    blocks: tuple[MakeModule, ...]
     norm: MakeModule
     dtype: DTypeLike = jnp.float32
 
@@ -213,12 +180,14 @@ class Decoder(nn.Module):
         positions: Int[Array, "#batch length"] | None = None,
         deterministic: bool = True,
         cache: Cache | None = None,
+        segments: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
         """Logits in float32; with a cache, `(logits, cache)`, the tokens having followed those in the cache.
 
         positions: where None, 0, 1, ... or on from where the cache stands.
         deterministic: no dropout; otherwise `rngs={"dropout": key}` are needed.
         cache: from `empty_cache` or an earlier call.
+        segments: numbers of packed sequences, whose positions begin anew; not with a cache.
         """
         config = self.config
         if positions is None:
@@ -235,7 +204,9 @@ class Decoder(nn.Module):
             # The tokens are scaled up to the size of the sines (Vaswani et al. 2017, sec. 3.4).
             x = x * config.dim**0.5 + sinusoidal(positions, config.dim).astype(x.dtype)
         x = nn.Dropout(config.dropout)(x, deterministic)
-        x, cache = self._layers(x, positions, deterministic, cache)
+        index, start = (0, None) if cache is None else (cache.index, cache.start)
+        depth = Depth(config.layers, config.remat, config.scan_layers)
+        x, cache = stack(self, self.blocks, depth, x, Context(positions, index, start, segments), cache, deterministic)
         x = self.norm(name="norm")(x)
         if config.tied:
             logits = embedding.attend(x)
@@ -245,52 +216,6 @@ class Decoder(nn.Module):
         if config.soft_cap:
             logits = config.soft_cap * jnp.tanh(logits / config.soft_cap)
         return logits if cache is None else (logits, cache)
-
-    def _layers(
-        self,
-        x: Float[Array, "batch length dim"],
-        positions: Int[Array, "#batch length"],
-        deterministic: bool,
-        cache: Cache | None,
-    ) -> tuple[Float[Array, "batch length dim"], Cache | None]:
-        config = self.config
-        block = self.block(parent=None)
-        dropout_key = None if deterministic or not config.dropout else self.make_rng("dropout")
-        index, start = (0, None) if cache is None else (cache.index, cache.start)
-
-        def layer(params: PyTree, x: Array, past: PyTree, number: int | Array) -> tuple[Array, PyTree]:
-            rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, number)}
-            return block.apply({"params": params}, x, positions, past, index, start, deterministic, rngs=rngs)
-
-        if config.remat:
-            layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
-
-        params = self._layer_params(block)
-        if config.scan_layers:
-            each = (params, cache and cache.layers, jnp.arange(config.layers))
-            x, entries = jax.lax.scan(lambda x, own: layer(own[0], x, *own[1:]), x, each)
-        else:
-            entries = ()
-            for number, own in enumerate(params):
-                x, past = layer(own, x, cache and cache.layers[number], number)
-                entries += (past,)
-        return x, cache and Cache(entries, cache.index + x.shape[1], cache.start)
-
-    def _layer_params(self, block: nn.Module) -> PyTree:
-        """The stacked parameters of all layers, or a list of each one's."""
-        config = self.config
-        layers_key: Any = self.make_rng("params") if self.is_initializing() else None
-
-        def init(number: int) -> PyTree:
-            x, positions = jnp.zeros((1, 1, config.dim), self.dtype), jnp.zeros((1, 1), jnp.int32)
-            return block.init(jax.random.fold_in(layers_key, number), x, positions)["params"]
-
-        def init_all() -> PyTree:
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(init, range(config.layers)))
-
-        if config.scan_layers:
-            return self.variable("params", "layers", init_all).value
-        return [self.variable("params", f"layers_{i}", init, i).value for i in range(config.layers)]
 
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of rows whose first real token will stand in slot `start`."""
@@ -309,18 +234,17 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
         norm = partial(LayerNorm, use_bias=config.bias, eps=config.eps)
     # What each layer adds to the residual stream shrinks with their number (Radford et al. 2019, sec. 2.3).
     out_init = nn.initializers.normal(0.02 / (2 * config.layers) ** 0.5)
+    scaling = RotaryScaling(config.rotary_scaling, config.rotary_factor, config.rotary_length)
     attention = partial(
         SelfAttention,
         config.heads,
         config.kv_heads or config.heads,
         config.head_dim,
-        rotary_base=config.rotary_base if config.positions == "rotary" else None,
-        rotary_scaling=RotaryScaling(config.rotary_scaling, config.rotary_factor, config.rotary_length),
+        soft_cap=config.attention_soft_cap or None,
+        rotary=Rotary(config.rotary_base, scaling) if config.positions == "rotary" else None,
         alibi=config.positions == "alibi",
         qk_norm=partial(RMSNorm, eps=config.eps) if config.qk_norm else None,
-        soft_cap=config.attention_soft_cap or None,
-        use_bias=config.bias,
-        qkv_bias=config.bias or config.qkv_bias,
+        biases=PROJECTIONS if config.bias else ("query", "key", "value") if config.qkv_bias else (),
         out_init=out_init,
     )
     if config.mlp == "swiglu":
@@ -328,8 +252,8 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
     else:
         activation = gelu if config.mlp == "gelu" else squared_relu
         feed_forward = partial(FeedForward, config.hidden, activation, use_bias=config.bias, out_init=out_init)
-    block = partial(Block, norm, attention, feed_forward, config.dropout)
-    return Decoder(config, vocab, length, block, norm, dtype)
+    block = partial(Block, norm, attention, feed_forward, dropout=config.dropout)
+    return Decoder(config, vocab, length, (block,), norm, dtype)
 
 
 def forward_flops(config: ModelConfig, vocab: int, batch: int, length: int) -> int:
@@ -349,19 +273,3 @@ def forward_flops(config: ModelConfig, vocab: int, batch: int, length: int) -> i
 def _embedding_std(config: ModelConfig) -> float:
     """0.02 (Radford et al. 2019); less where a wide tied read-out's logits would not start near 0."""
     return min(0.02, 0.15 / config.dim**0.5) if config.tied else 0.02
-
-
-def stack_layers(params: PyTree) -> PyTree:
-    """Parameters of unrolled layers as those of scanned layers."""
-    numbers = range(sum(name.startswith("layers_") for name in params))
-    layers = [params[f"layers_{i}"] for i in numbers]
-    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-
-
-def unstack_layers(params: PyTree) -> PyTree:
-    """Parameters of scanned layers as those of unrolled layers."""
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = [jax.tree.map(operator.itemgetter(i), params["layers"]) for i in range(count)]
-    return rest | {f"layers_{i}": layer for i, layer in enumerate(layers)}

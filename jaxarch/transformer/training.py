@@ -1,8 +1,8 @@
-"""Training a language model: objective, optimisers, schedule, and the pure step."""
+"""Training a Transformer: objectives, optimisers, schedule, and the pure step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,6 +18,10 @@ from jaxarch.data.text import Tokens
 from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+# `(params, batch, key)` to the sum of the losses and the sum of their weights. What is learned is the quotient; sums of
+# micro-batches add up to those of the batch.
+Objective = Callable[[PyTree, Any, Key[Array, ""]], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 class Hypers(NamedTuple):
@@ -162,13 +166,17 @@ def _muon_labels(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def make_init(model: nn.Module, length: int, optim: OptimConfig) -> Callable[[Key[Array, ""], Hypers], TrainState]:
-    """`(key, hypers) -> state` with parameters drawn from the key."""
+def make_init(
+    model: nn.Module, inputs: Sequence[Any], optim: OptimConfig
+) -> Callable[[Key[Array, ""], Hypers], TrainState]:
+    """`(key, hypers) -> state` with parameters drawn from the key.
+
+    inputs: any with which `model.init(key, *inputs)` makes all parameters.
+    """
 
     def init(key: Key[Array, ""], hypers: Hypers) -> TrainState:
         params_key, key = jax.random.split(key)
-        params = model.init(params_key, jnp.zeros((1, length), jnp.int32))["params"]
-        return train_state(params, optim, key, hypers)
+        return train_state(model.init(params_key, *inputs)["params"], optim, key, hypers)
 
     return init
 
@@ -186,20 +194,28 @@ def logits_of(
     return cast(Array, model.apply({"params": params}, batch.inputs, deterministic=dropout_key is None, rngs=rngs))
 
 
+def next_token(model: nn.Module) -> Objective:
+    """The cross-entropy of the token after each of a batch of `Tokens`."""
+
+    def objective(params: PyTree, batch: Tokens, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        logits = logits_of(model, params, batch, key)
+        return cross_entropy(logits, batch.targets, batch.weights), jnp.sum(batch.weights)
+
+    return objective
+
+
 def make_step(
-    model: nn.Module, optim: OptimConfig, steps: int
-) -> Callable[[TrainState, Tokens, Index], tuple[TrainState, Metrics]]:
-    """One optimiser update on a batch: `(state, batch, index) -> (state, metrics)`."""
+    objective: Objective, optim: OptimConfig, steps: int
+) -> Callable[[TrainState, Any, Index], tuple[TrainState, Metrics]]:
+    """One optimiser update on a batch: `(state, batch, index) -> (state, metrics)`.
+
+    steps: length of the schedule.
+    """
     transform, fraction = direction(optim), schedule(optim, steps)
 
-    def objective(params: PyTree, batch: Tokens, key: Key[Array, ""]) -> Float[Array, ""]:
-        logits = logits_of(model, params, batch, key)
-        return cross_entropy(logits, batch.targets, batch.weights)
-
-    def step(state: TrainState, batch: Tokens, index: Index) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, index: Index) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, index)
-        total, grads = accumulated(objective, state.params, batch, key, optim.accumulate)
-        weight = batch.weights.sum()
+        (total, weight), grads = accumulated(objective, state.params, batch, key, optim.accumulate)
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         rate = state.hypers.learning_rate * fraction(index)
@@ -223,17 +239,13 @@ def make_step(
 
 
 def accumulated(
-    objective: Callable[[PyTree, Any, Key[Array, ""]], Float[Array, ""]],
-    params: PyTree,
-    batch: Any,
-    key: Key[Array, ""],
-    parts: int,
-) -> tuple[Float[Array, ""], PyTree]:
-    """The sum that `objective` gives over the batch and its gradient, `parts` micro-batches one after another.
+    objective: Objective, params: PyTree, batch: Any, key: Key[Array, ""], parts: int
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
+    """The sums that `objective` gives over the batch and the first one's gradient, `parts` micro-batches in turn.
 
     Sums, not means, are added, so that micro-batches of unequal weight count as they would in one batch.
     """
-    value_and_grad = jax.value_and_grad(objective)
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
         return value_and_grad(params, batch, key)
     split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
@@ -247,28 +259,35 @@ def accumulated(
     return jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
 
 
+def summed(sums: Callable[[Any], PyTree], examples: PyTree, batch_size: int) -> PyTree:
+    """What `sums` gives of all examples, as the sum of what it gives of batches.
+
+    examples: a pytree of arrays with a leading axis of examples. The last batch is filled up with zeros, so what has a
+        weight of 0 must not count.
+    """
+    count = len(jax.tree.leaves(examples)[0])
+    batch_size = min(batch_size, count)
+    batches = -(-count // batch_size)
+
+    def cut(array: np.ndarray) -> Array:
+        padding = [(0, batches * batch_size - count)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.asarray(np.pad(array, padding).reshape(batches, batch_size, *array.shape[1:]))
+
+    return jax.tree.map(lambda parts: parts.sum(0), jax.lax.map(sums, jax.tree.map(cut, examples)))
+
+
 def make_evaluate(
     model: nn.Module, validation: Tokens, batch_size: int, characters_per_token: float
 ) -> Callable[[TrainState, Key[Array, ""]], Metrics]:
     """Loss, perplexity, bits per character and accuracy over the whole of `validation`, `[windows, length]` each."""
-    windows = len(validation.inputs)
-    batch_size = min(batch_size, windows)
-    batches = -(-windows // batch_size)
-
-    def padded(array: np.ndarray) -> np.ndarray:
-        array = np.pad(array, ((0, batches * batch_size - windows), (0, 0)))  # the padding's weights are 0
-        return array.reshape(batches, batch_size, -1)
-
-    cut = jax.tree.map(padded, validation)
 
     def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
-        def one(batch: Tokens) -> tuple[Array, Array, Array]:
+        def sums(batch: Tokens) -> tuple[Array, Array, Array]:
             logits = logits_of(model, state.evaluated, batch)
             hits = (logits.argmax(-1) == batch.targets) * batch.weights
             return cross_entropy(logits, batch.targets, batch.weights), hits.sum(), batch.weights.sum()
 
-        totals, hits, weights = jax.lax.map(one, jax.tree.map(jnp.asarray, cut))
-        total, hits, weight = totals.sum(), hits.sum(), weights.sum()
+        total, hits, weight = summed(sums, validation, batch_size)
         loss = total / weight
         return {
             "val/loss": Mean(total, weight),

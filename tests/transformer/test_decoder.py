@@ -12,7 +12,8 @@ from jaxarch.attention.cost import flops
 from jaxarch.run import backend
 from jaxarch.run.operations import counted
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama, stack_layers, unstack_layers
+from jaxarch.transformer.blocks import stack_layers, unstack_layers
+from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
 
 VOCAB, LENGTH = 65, 24
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, size=(3, LENGTH)), jnp.int32)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxarch.transformer.attention import SelfAttention
+from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import RelativeBias
 from jaxarch.transformer.positions import (
     RotaryScaling,
@@ -195,7 +196,7 @@ def test_attention_with_alibi_alone_is_the_softmax_of_the_distances():
     kernels = {name: RNG.normal(size=(8, 4)).astype(np.float32) for name in ("key", "value")}
     kernels |= {"query": np.zeros((8, 8), np.float32), "out": np.eye(8, dtype=np.float32)}
     params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
-    actual, _ = module.apply({"params": params}, x, jnp.arange(5)[None])
+    actual, _ = module.apply({"params": params}, x, Context(jnp.arange(5)[None]))
     values = np.float64(x[0]) @ kernels["value"]
     for t in range(5):
         for head, slope in enumerate([1 / 4, 1 / 16, 1 / 64, 1 / 256]):

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 from experiments import gpt
 from jaxarch.data.tokenization import Bytes, Characters, train_bpe
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama, stack_layers
+from jaxarch.transformer.blocks import stack_layers
+from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.generate import restored
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
 from jaxarch.transformer.pretrained.tokenizer import as_subwords

@@ -21,6 +21,7 @@ from jaxarch.transformer.training import (
     make_evaluate,
     make_init,
     make_step,
+    next_token,
     orthogonalized,
     schedule,
 )
@@ -46,8 +47,8 @@ def trained(
     """The metrics of the last of some steps on one batch, and the state after it."""
     network = decoder(model, VOCAB, LENGTH, dtype)
     hypers = jax.tree.map(jnp.float32, Hypers(optim.learning_rate, optim.weight_decay))
-    state = jax.jit(make_init(network, LENGTH, optim))(jax.random.key(0), hypers)
-    step = jax.jit(make_step(network, optim, total or steps))
+    state = jax.jit(make_init(network, (jnp.zeros((1, LENGTH), jnp.int32),), optim))(jax.random.key(0), hypers)
+    step = jax.jit(make_step(next_token(network), optim, total or steps))
     metrics = {}
     for index in range(steps):
         state, metrics = step(state, batch, jnp.int32(index))
@@ -157,10 +158,10 @@ def test_the_average_has_its_half_life():
     """decay 0.5: each step halves the distance to parameters that no longer move."""
     optim = OptimConfig(learning_rate=1e-12, ema=0.5, weight_decay=0.0)
     network = decoder(MODEL, VOCAB, LENGTH)
-    init = make_init(network, LENGTH, optim)
+    init = make_init(network, (jnp.zeros((1, LENGTH), jnp.int32),), optim)
     state = init(jax.random.key(0), Hypers(1e-12, 0.0))
     shifted = state.replace(ema=jax.tree.map(lambda p: p + 1.0, state.params))
-    step = jax.jit(make_step(network, optim, 10))
+    step = jax.jit(make_step(next_token(network), optim, 10))
     for index in range(3):
         shifted, _ = step(shifted, batch_of(2), jnp.int32(index))
     for average, param in zip(jax.tree.leaves(shifted.ema), jax.tree.leaves(shifted.params), strict=True):

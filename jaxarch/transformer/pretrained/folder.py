@@ -23,7 +23,8 @@ from jaxtyping import PyTree
 
 from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder, unstack_layers
+from jaxarch.transformer.blocks import unstack_layers
+from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
 from jaxarch.transformer.pretrained import tokenizer as tokenizers
 from jaxarch.transformer.pretrained.family import Family, Settings
 from jaxarch.transformer.pretrained.gpt2 import GPT2

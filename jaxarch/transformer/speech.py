@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -42,8 +42,8 @@ class SpeechConfig:
     """of the decoder's (0: 4 dim)"""
     bands: int = 80
     """of the spectrogram"""
-    tied: bool = True
-    """read out with the embedding of the tokens"""
+    readout: Literal["tied", "free", "none"] = "tied"
+    """tied: with the embedding of the tokens; none: what would be read out is given instead of logits"""
     dropout: float = 0.0
     """of both inputs and of what each layer adds"""
     remat: bool = False
@@ -143,7 +143,7 @@ class TextDecoder(nn.Module):
         memory: Float[Array, "batch source dim"] | None = None,
         deterministic: bool = True,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "batch length vocab"], Cache | None]:
+    ) -> tuple[Float[Array, "batch length features"], Cache | None]:
         config = self.config
         length = tokens.shape[1]
         if length > self.length:
@@ -157,11 +157,11 @@ class TextDecoder(nn.Module):
         context = Context(positions, index, start, memory=memory)
         x, cache = stack(self, (self.block,), depth, x, context, cache, deterministic)
         x = self.norm(name="norm")(x)
-        if config.tied:
-            logits = embedding.attend(x)
-        else:
-            logits = Dense(self.vocab, name="readout")(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), cache
+        if config.readout == "tied":
+            x = embedding.attend(x)
+        elif config.readout == "free":
+            x = Dense(self.vocab, name="readout")(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)), cache
 
 
 class Whisper(nn.Module):
@@ -185,7 +185,7 @@ class Whisper(nn.Module):
         features: Float[Array | np.ndarray, "batch frames bands"],
         tokens: Int[Array | np.ndarray, "batch length"],
         deterministic: bool = True,
-    ) -> Float[Array, "batch length vocab"]:
+    ) -> Float[Array, "batch length features"]:
         """Logits in float32 of the token after each, given the sound.
 
         features: of `spectrogram.log_mel`, two frames for each of the encoder's positions at the most.

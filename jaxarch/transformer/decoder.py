@@ -217,6 +217,10 @@ class Decoder(nn.Module):
             logits = config.soft_cap * jnp.tanh(logits / config.soft_cap)
         return logits if cache is None else (logits, cache)
 
+    def inputs(self) -> tuple[Int[Array, "1 1"]]:
+        """The smallest with which `init` makes all parameters."""
+        return (jnp.zeros((1, 1), jnp.int32),)
+
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of rows whose first real token will stand in slot `start`."""
         c = self.config

@@ -25,6 +25,8 @@ from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.generate import restored
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
+from jaxarch.transformer.pretrained.folder import layout_of
+from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.tokenizer import as_subwords
 from tests.run.running import run
 from tests.transformer.record_pretrained import PLACE, RECORDED, TOKENS, VARIANTS, VOCAB, published
@@ -226,6 +228,55 @@ def test_stacked_layers_are_written_apart(recorded, tmp_path):
     assert_same_tensors(load_file(tmp_path / "saved" / FILE), load_file(folder / FILE))
 
 
+def without_read_out(folder: Path, architecture: str) -> None:
+    rewritten(folder, lambda tensors: {name: t for name, t in tensors.items() if name != "lm_head.weight"})
+    settings(architectures=[architecture])(folder)
+
+
+def test_a_body_becomes_a_model_with_a_new_head(recorded, caplog):
+    """Of its own key, and said; the rest is the folder's. A tied read-out is the embedding, so nothing is new."""
+    folder, _ = recorded("llama")
+    whole = load_pretrained(folder).params
+    without_read_out(folder, "LlamaModel")
+    rewritten(folder, lambda tensors: {name.removeprefix("model."): t for name, t in tensors.items()})
+    found = load_pretrained(folder, architecture="LlamaForCausalLM", key=jax.random.key(1))
+    assert caplog.messages == [f"{folder}, read as a LlamaForCausalLM: lm_head.weight are new."]
+    rest = {name: value for name, value in found.params.items() if name != "readout"}
+    jax.tree.map(np.testing.assert_array_equal, rest, {name: whole[name] for name in rest})
+    np.testing.assert_array_equal(found.params["readout"]["kernel"], np.zeros((16, VOCAB)))  # as a decoder begins
+    assert found.config["architectures"] == ["LlamaForCausalLM"]
+
+    folder, logits = recorded("gpt2")
+    settings(architectures=["GPT2Model"])(folder)
+    caplog.clear()
+    assert_relative(applied(load_pretrained(folder, architecture="GPT2LMHeadModel")), logits, 2e-6)
+    assert not caplog.messages
+
+
+def test_overrides_and_what_the_model_does_not_know(recorded, tmp_path):
+    folder, _ = recorded("gpt2")
+    settings(id2label={"0": "good"})(folder)
+    found = load_pretrained(folder, overrides={"layer_norm_epsilon": 0.5})
+    assert found.model.config.eps == 0.5 and found.config["layer_norm_epsilon"] == 0.5
+    save_pretrained(tmp_path / "again", *found)
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["id2label"] == {"0": "good"} and saved["layer_norm_epsilon"] == 0.5
+
+
+def test_tensors_of_another_order_of_axes(recorded, tmp_path, monkeypatch):
+    """As a convolution's: here the positions of a GPT-2, two axes as they are and two that are turned."""
+    family = GPT2._replace(names=GPT2.names | {"transformer.wpe.weight": "positions.embedding@10"})
+    monkeypatch.setattr("jaxarch.transformer.pretrained.folder.FAMILIES", (family,))
+    folder, logits = recorded("gpt2")
+    rewritten(folder, lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"].T.copy()}))
+    found = load_pretrained(folder)
+    assert_relative(applied(found), logits, 2e-6)
+    save_pretrained(tmp_path / "again", *found)
+    assert_same_tensors(load_file(tmp_path / "again" / FILE), load_file(folder / FILE))
+    shapes = layout_of(family._replace(names={"w": "k@2310"}), {"k": (3, 5, 7, 11)}).shapes
+    assert shapes == {"w": (11, 7, 3, 5)}  # [out, in, height, width] of a kernel [height, width, in, out]
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -277,7 +328,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "llama",
         renamed("Gemma2"),
     ),
-    f"{{}}/config.json: the architecture GPT2Model is not supported; these are: {KNOWN}": (
+    "{}/config.json: GPT2Model has no head; ask for the architecture GPT2LMHeadModel.": (
         "gpt2",
         settings(architectures=["GPT2Model"]),
     ),
@@ -289,7 +340,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "{}/config.json: n_embd is missing.": ("gpt2", settings(n_embd=...)),
     "{}/config.json: n_layer is '2', not of type int.": ("gpt2", settings(n_layer="2")),
     "{}/config.json: --model.heads 5 does not divide --model.dim 16; 4 or 8 would.": ("gpt2", settings(n_head=5)),
-    "{}/config.json: a vocabulary of 0 and a length of 12 are no model.": ("gpt2", settings(vocab_size=0)),
+    "{}/config.json: vocab_size 0 is below 1.": ("gpt2", settings(vocab_size=0)),
     "{}/config.json: activation_function swoosh cannot be expressed here, only gelu_new or gelu_pytorch_tanh or "
     "gelu_fast.": ("gpt2", settings(activation_function="swoosh")),
     "{}/config.json: hidden_act gelu cannot be expressed here, only silu or swish.": (

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax.typing import DTypeLike
+
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import Decoder, ModelConfig
-from jaxarch.transformer.pretrained.family import Described, Family, Settings, entry, must_be, obstacles
+from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
+from jaxarch.transformer.pretrained.family import Family, Settings, entry, must_be, obstacles, sizes
 
 NAMES = {
     "model.embed_tokens.weight": "embedding.embedding",
@@ -48,11 +50,11 @@ FREE = (
 )
 
 
-def described(settings: Settings) -> Described:
+def model(settings: Settings, dtype: DTypeLike) -> Decoder:
     architecture = settings["architectures"][0]
     settings = DEFAULTS[architecture] | dict(settings)
     must_be(settings, "hidden_act", "silu", "swish")
-    length = entry(settings, "max_position_embeddings", int)
+    vocab, length = sizes(settings, "vocab_size", "max_position_embeddings")
     check_window(settings, architecture, length)
     bias = architecture == "LlamaForCausalLM" and entry(settings, "mlp_bias", bool, False)
     has_option = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
@@ -77,7 +79,7 @@ def described(settings: Settings) -> Described:
         qkv_bias=architecture == "Qwen2ForCausalLM",
         eps=entry(settings, "rms_norm_eps", float, 1e-6),
     )
-    return Described(config, entry(settings, "vocab_size", int), length)
+    return decoder(config, vocab, length, dtype)
 
 
 def check_window(settings: Settings, architecture: str, length: int) -> None:
@@ -107,7 +109,8 @@ def rotary_base(settings: Settings) -> float:
     return entry(rope, "rope_theta", float, 10000.0)
 
 
-def against(config: ModelConfig) -> list[str]:
+def against(model: Decoder) -> list[str]:
+    config = model.config
     found = obstacles(config, FIXED, FREE.split())
     if config.qk_norm and (config.bias or config.qkv_bias):
         found.append("--model.qk-norm with biases")
@@ -140,11 +143,15 @@ def settings_of(model: Decoder) -> dict[str, Any]:
 
 LLAMA = Family(
     title="Llama, Qwen2 or Qwen3",
+    kind=Decoder,
     architectures=tuple(DEFAULTS),
+    bodies=tuple(name.replace("ForCausalLM", "Model") for name in DEFAULTS),
     names=NAMES,
     prefix="model.",
+    heads=("lm_head.",),
+    copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # computed from the base
-    described=described,
+    model=model,
     obstacles=against,
     settings=settings_of,
 )

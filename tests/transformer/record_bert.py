@@ -97,14 +97,14 @@ def main() -> None:
     save_file({"vectors": vectors.astype(np.float32)}, PLACE / "minilm.safetensors", {"by": transformers.__version__})
 
 
-def their_vectors(folder: Path, texts: list[str]) -> np.ndarray:
+def their_vectors(folder: Path, texts: list[str], length: int = 256) -> np.ndarray:
     """As the model's card says: mean of the tokens that are no padding, of length 1."""
     import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertModel.from_pretrained(folder).eval()
-    given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    given = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
     with torch.inference_mode():
         hidden = model(**given).last_hidden_state
     mask = given["attention_mask"][..., None]

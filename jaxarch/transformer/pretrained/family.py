@@ -31,6 +31,7 @@ class Family(NamedTuple):
     model: what a config.json means, to be computed in the given type. Raises ConfigError: what stands against it.
     obstacles: the options with which a model of that kind is none of this family.
     settings: the config.json of a model without obstacles.
+    older: endings of names in old folders, and what they are now.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Family(NamedTuple):
     model: Callable[[Settings, DTypeLike], Any]
     obstacles: Callable[[Any], list[str]]
     settings: Callable[[Any], dict[str, Any]]
+    older: Mapping[str, str] = {}
 
 
 Value = TypeVar("Value", bool, int, float, str)

@@ -27,12 +27,13 @@ from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.pretrained import tokenizer as tokenizers
+from jaxarch.transformer.pretrained.bert import BERT
 from jaxarch.transformer.pretrained.family import Family, Settings
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
 from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, BERT)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -208,6 +209,8 @@ def checked(
     there = {}
     for name in tensors.names():
         full = name if name.startswith((family.prefix, *family.heads)) else family.prefix + name
+        for old, now in family.older.items():
+            full = full.removesuffix(old) + now if full.endswith(old) else full
         there[full] = name
     for copy, name in family.copies.items():
         if copy in there and name not in there and copy not in layout.shapes:

@@ -263,7 +263,10 @@ def test_ten_thousand_steps_in_float32(name):
 
 @pytest.mark.parametrize("name", ["linear", "delta, gates"])
 def test_memory_is_linear_in_the_length(name):
-    """No array of length x length, forward or backward, and temporaries that double with it."""
+    """No array of length x length, forward or backward, and temporaries that double with it.
+
+    They are a few times the inputs, since what a chunk needs is made again in the backward pass.
+    """
     function = MEMBERS[name][0]
 
     def compiled(length):
@@ -272,8 +275,9 @@ def test_memory_is_linear_in_the_length(name):
 
     one, two = compiled(512), compiled(1024)
     assert "1024,1024" not in two.as_text()
-    ratio = two.memory_analysis().temp_size_in_bytes / one.memory_analysis().temp_size_in_bytes
-    assert ratio <= 2.1, ratio
+    one, two = one.memory_analysis(), two.memory_analysis()
+    assert two.temp_size_in_bytes <= 2.1 * one.temp_size_in_bytes
+    assert two.temp_size_in_bytes <= 5 * two.argument_size_in_bytes
 
 
 def test_composes_with_vmap():
@@ -296,6 +300,20 @@ def test_retention_by_hand(form):
     out, state = retention(ones, ones, v, gamma=jnp.array([0.5]), form=form)
     np.testing.assert_allclose(out[0, :, 0, 0], [1, 2.5, 4.25], rtol=1e-6)
     np.testing.assert_allclose(state, [[[[4.25]]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["chunked", "recurrent"])
+def test_the_state_before_has_its_gradient_by_hand(form):
+    """It decays by 1/2 a step, and queries (2, 3) and (4, 8) read it: (2, 3) / 2 + (4, 8) / 4."""
+    q, k, v = jnp.array([[2.0, 3], [4, 8]])[None, :, None], jnp.ones((1, 2, 1, 2)), jnp.ones((1, 2, 1, 1))
+    log_decay = jnp.full((1, 2, 1, 1), jnp.log(0.5))
+
+    @jax.jit
+    @jax.grad
+    def gradient(state):
+        return gated_linear_attention(q, k, v, log_decay, scale=1.0, state=state, form=form)[0].sum()
+
+    np.testing.assert_allclose(gradient(jnp.ones((1, 1, 2, 1)))[0, 0], [[2.0], [3.5]], rtol=1e-6)
 
 
 def test_the_delta_rule_replaces_what_it_wrote():

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.decoder import Decoder, ModelConfig
+from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.pretrained.family import Described, Family, Settings, entry, must_be, obstacles
 
 NAMES = {
@@ -44,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 FIXED = {"positions": "rotary", "norm": "rms", "mlp": "swiglu"}
 FREE = (
-    "layers heads dim kv_heads head_width mlp_dim qk_norm tied bias qkv_bias eps rotary_base dropout remat scan_layers"
+    "layers heads dim kv_heads head_width mlp_dim qk_norm tied bias attention_bias eps rotary dropout remat scan_layers"
 )
 
 
@@ -70,11 +71,11 @@ def described(settings: Settings) -> Described:
         mlp_dim=entry(settings, "intermediate_size", int),
         norm="rms",
         positions="rotary",
-        rotary_base=rotary_base(settings),
+        rotary=Rotary(rotary_base(settings)),
         qk_norm=architecture == "Qwen3ForCausalLM",
         tied=entry(settings, "tie_word_embeddings", bool, False),
         bias=bias,
-        qkv_bias=architecture == "Qwen2ForCausalLM",
+        attention_bias="qkv" if architecture == "Qwen2ForCausalLM" else "none",
         eps=entry(settings, "rms_norm_eps", float, 1e-6),
     )
     return Described(config, entry(settings, "vocab_size", int), length)
@@ -109,15 +110,19 @@ def rotary_base(settings: Settings) -> float:
 
 def against(config: ModelConfig) -> list[str]:
     found = obstacles(config, FIXED, FREE.split())
-    if config.qk_norm and (config.bias or config.qkv_bias):
+    if config.qk_norm and (config.bias or config.attention_bias != "none"):
         found.append("--model.qk-norm with biases")
+    if config.attention_bias == "all" and not config.bias:
+        found.append("--model.attention-bias all")
+    if config.rotary.scaling != "none":
+        found.append(f"--model.rotary.scaling {config.rotary.scaling}")
     return found
 
 
 def settings_of(model: Decoder) -> dict[str, Any]:
     """A Mistral without a window is a Llama, and is written as one."""
     config = model.config
-    name = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias and not config.bias else "Llama"
+    name = "Qwen3" if config.qk_norm else "Qwen2" if config.attention_bias == "qkv" and not config.bias else "Llama"
     settings = {
         "model_type": name.lower(),
         "architectures": [f"{name}ForCausalLM"],
@@ -131,8 +136,8 @@ def settings_of(model: Decoder) -> dict[str, Any]:
         "intermediate_size": config.hidden,
         "hidden_act": "silu",
         "rms_norm_eps": config.eps,
-        "rope_theta": config.rotary_base,  # read by transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},  # and by 5
+        "rope_theta": config.rotary.base,  # read by transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary.base},  # and by 5
         "tie_word_embeddings": config.tied,
     }
     return settings if name == "Qwen2" else settings | {"attention_bias": config.bias, "mlp_bias": config.bias}

@@ -162,16 +162,22 @@ def _params(module: nn.Module, kinds: Sequence[nn.Module], depth: Depth, x: Arra
 
 
 def stack_layers(params: PyTree) -> PyTree:
-    """Parameters of unrolled layers as those of scanned layers."""
+    """Parameters of unrolled layers as those of scanned layers, in each stack of a tree."""
     numbers = range(sum(name.startswith("layers_") for name in params))
-    layers = [params[f"layers_{i}"] for i in numbers]
     rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    rest = {name: stack_layers(value) if isinstance(value, dict) else value for name, value in rest.items()}
+    if not numbers:
+        return rest
+    layers = [params[f"layers_{i}"] for i in numbers]
     return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
 
 
 def unstack_layers(params: PyTree) -> PyTree:
-    """Parameters of scanned layers as those of unrolled layers."""
+    """Parameters of scanned layers as those of unrolled layers, in each stack of a tree."""
     rest = {name: value for name, value in params.items() if name != "layers"}
+    rest = {name: unstack_layers(value) if isinstance(value, dict) else value for name, value in rest.items()}
+    if "layers" not in params:
+        return rest
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)]
     return rest | {f"layers_{i}": layer for i, layer in enumerate(layers)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -161,9 +162,7 @@ class ModelConfig:
     @property
     def windows(self) -> tuple[int, ...]:
         """`window` as short as it says the same: those of the kinds of layer, in turn."""
-        each = [self.window[number % len(self.window)] for number in range(self.layers)]
-        period = next(n for n in range(1, len(each) + 1) if each == (each[:n] * len(each))[: len(each)])
-        return tuple(each[:period])
+        return in_turn([self.window[number % len(self.window)] for number in range(self.layers)])
 
     @property
     def head_dim(self) -> int:
@@ -174,6 +173,12 @@ class ModelConfig:
         """Width of a feed-forward layer."""
         gated = -(-8 * self.dim // (3 * 64)) * 64
         return self.mlp_dim or (gated if self.mlp in GATED else 4 * self.dim)
+
+
+def in_turn(each: Sequence[int]) -> tuple[int, ...]:
+    """The fewest that, taken in turn, are these."""
+    period = next(n for n in range(1, len(each) + 1) if [each[i % n] for i in range(len(each))] == [*each])
+    return tuple(each[:period])
 
 
 def _spaced(numbers: tuple[int, ...]) -> str:
@@ -254,6 +259,10 @@ class Decoder(nn.Module):
         if config.soft_cap:
             logits = config.soft_cap * jnp.tanh(logits / config.soft_cap)
         return logits if cache is None else (logits, cache)
+
+    def inputs(self) -> tuple[Int[Array, "1 1"]]:
+        """The smallest with which `init` makes all parameters."""
+        return (jnp.zeros((1, 1), jnp.int32),)
 
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of rows whose first real token will stand in slot `start`."""

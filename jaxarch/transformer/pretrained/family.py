@@ -6,42 +6,45 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import flax.linen as nn
+from jax.typing import DTypeLike
+
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import Decoder, ModelConfig
 
 Settings = Mapping[str, Any]  # what config.json holds
 Names = Mapping[str, str | tuple[str, ...]]
 
 
-class Described(NamedTuple):
-    """All that `decoder` needs to be told."""
-
-    config: ModelConfig
-    vocab: int
-    length: int
-
-
 class Family(NamedTuple):
     """One file of this folder.
 
-    names: for each tensor the parameter that it is, `#` being the layer's number. `.T` says that it lies transposed;
-        several parameters lie side by side along their last axis. A parameter that a model lacks (a bias, a free
-        read-out) is passed over with its tensor.
-    prefix: what all names begin with but the read-out's; folders of the body alone leave it out.
+    kind: the class of its models, which have `inputs()`: the smallest with which `init` makes all parameters.
+    architectures: the names of those that can be loaded.
+    bodies: the names of those without a head, whose folders leave the prefix out.
+    names: for each tensor the parameter that it is, `#` being the layer's number. `.T` says that it lies transposed,
+        `@2310` which of its axes are the parameter's first, second ...; several parameters lie side by side along
+        their last axis. A parameter that a model lacks (a bias, a free read-out) is passed over with its tensor.
+    prefix: what the names of the body begin with.
+    heads: what the names begin with that are not the body's, or that another head may lack.
+    copies: tensors that some folders repeat under another name: that name, and the one in `names`.
     ignored: a pattern of tensors that hold nothing learned.
-    described: the model that a config.json means. Raises ConfigError, which says what stands against it.
-    obstacles: the options with which a model is none of this family.
+    model: what a config.json means, to be computed in the given type. Raises ConfigError: what stands against it.
+    obstacles: the options with which a model of that kind is none of this family.
     settings: the config.json of a model without obstacles.
     """
 
     title: str
+    kind: type[nn.Module]
     architectures: tuple[str, ...]
+    bodies: tuple[str, ...]
     names: Names
     prefix: str
+    heads: tuple[str, ...]
+    copies: Mapping[str, str]
     ignored: str
-    described: Callable[[Settings], Described]
-    obstacles: Callable[[ModelConfig], list[str]]
-    settings: Callable[[Decoder], dict[str, Any]]
+    model: Callable[[Settings, DTypeLike], Any]
+    obstacles: Callable[[Any], list[str]]
+    settings: Callable[[Any], dict[str, Any]]
 
 
 Value = TypeVar("Value", bool, int, float, str)
@@ -69,11 +72,21 @@ def must_be(settings: Settings, name: str, *allowed: Any) -> None:
         raise ConfigError(f"{name} {value} cannot be expressed here, only {expressed}.")
 
 
-def obstacles(config: ModelConfig, fixed: Mapping[str, Any], free: Collection[str]) -> list[str]:
-    """The options that differ from what is fixed, or from the default where they are not free either."""
+def sizes(settings: Settings, *names: str) -> tuple[int, ...]:
+    """The whole numbers of these names. Raises ConfigError where one is below 1."""
+    found = tuple(entry(settings, name, int) for name in names)
+    for name, size in zip(names, found, strict=True):
+        if size < 1:
+            raise ConfigError(f"{name} {size} is below 1.")
+    return found
+
+
+def obstacles(config: Any, fixed: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """The options of a configuration that differ from what is fixed, or from the default where they are not free."""
     found = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in free and value != fixed.get(field.name, field.default):
-            found.append(f"--model.{field.name.replace('_', '-')} {value}")
+            said = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            found.append(f"--model.{field.name.replace('_', '-')} {said}")
     return found

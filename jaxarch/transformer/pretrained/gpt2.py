@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxarch.transformer.decoder import Decoder, ModelConfig
-from jaxarch.transformer.pretrained.family import Described, Family, Settings, entry, must_be, obstacles
+from jax.typing import DTypeLike
+
+from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
+from jaxarch.transformer.pretrained.family import Family, Settings, entry, must_be, obstacles, sizes
 
 NAMES = {
     "transformer.wte.weight": "embedding.embedding",
@@ -39,7 +41,7 @@ FIXED = {"positions": "learned", "norm": "layer", "mlp": "gelu"}
 FREE = "layers heads dim kv_heads head_width mlp_dim tied bias attention_bias eps rotary dropout remat scan_layers"
 
 
-def described(settings: Settings) -> Described:
+def model(settings: Settings, dtype: DTypeLike) -> Decoder:
     # Three names of the tanh form.
     must_be(settings, "activation_function", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
     must_be(settings, "scale_attn_weights", True)
@@ -54,10 +56,12 @@ def described(settings: Settings) -> Described:
         bias=True,
         eps=entry(settings, "layer_norm_epsilon", float, 1e-5),
     )
-    return Described(config, entry(settings, "vocab_size", int), entry(settings, "n_positions", int))
+    vocab, length = sizes(settings, "vocab_size", "n_positions")
+    return decoder(config, vocab, length, dtype)
 
 
-def against(config: ModelConfig) -> list[str]:
+def against(model: Decoder) -> list[str]:
+    config = model.config
     found = obstacles(config, FIXED, FREE.split())
     if config.kv_heads not in (0, config.heads):
         found.append(f"--model.kv-heads {config.kv_heads}")
@@ -88,11 +92,15 @@ def settings_of(model: Decoder) -> dict[str, Any]:
 
 GPT2 = Family(
     title="GPT-2",
+    kind=Decoder,
     architectures=("GPT2LMHeadModel",),
+    bodies=("GPT2Model",),
     names=NAMES,
     prefix="transformer.",
+    heads=("lm_head.",),
+    copies={"lm_head.weight": "transformer.wte.weight"},
     ignored=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",  # the causal mask
-    described=described,
+    model=model,
     obstacles=against,
     settings=settings_of,
 )

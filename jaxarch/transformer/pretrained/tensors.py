@@ -51,6 +51,9 @@ class Tensors:
     def read(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
         return self._slices[name][part]
 
+    def whole(self, name: str) -> np.ndarray:
+        return self.read(name, (slice(None),) * len(self.shape(name)))
+
 
 def _files(folder: Path) -> dict[Path, set[str]]:
     """Each file, and the tensors that the index says are in it."""

@@ -619,8 +619,8 @@ REFUSED = {
     ),
     "against GPT-2 stands --model.window 3 4, --model.mlp geglu, ": dataclasses.replace(GEMMA_2, window=(3, 4)),
     "Gemma 2 stands --model.window of two lengths beside 0.": dataclasses.replace(GEMMA_2, window=(3, 4)),
-    "against Gemma stands --model.norm rms, --model.placement both; against Gemma 2 stands --model.norm rms.": dataclasses.replace(
-        GEMMA_2, norm="rms"
+    "against Gemma stands --model.norm rms, --model.placement both; against Gemma 2 stands --model.norm rms.": (
+        dataclasses.replace(GEMMA_2, norm="rms")
     ),
 }
 

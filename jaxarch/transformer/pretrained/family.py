@@ -87,5 +87,6 @@ def obstacles(config: Any, fixed: Mapping[str, Any], free: Collection[str]) -> l
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in free and value != fixed.get(field.name, field.default):
-            found.append(f"--model.{field.name.replace('_', '-')} {value}")
+            said = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            found.append(f"--model.{field.name.replace('_', '-')} {said}")
     return found

@@ -28,11 +28,12 @@ from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.pretrained import tokenizer as tokenizers
 from jaxarch.transformer.pretrained.family import Family, Settings
+from jaxarch.transformer.pretrained.gemma import GEMMA, GEMMA_2
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
 from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, GEMMA, GEMMA_2)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 

@@ -31,8 +31,9 @@ from jaxarch.transformer.pretrained.family import Family, Settings
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
 from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
+from jaxarch.transformer.pretrained.whisper import WHISPER
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, WHISPER)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 

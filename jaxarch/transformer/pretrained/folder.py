@@ -33,8 +33,9 @@ from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
 from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
 from jaxarch.transformer.pretrained.vit import VIT
+from jaxarch.transformer.pretrained.whisper import WHISPER
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, GEMMA, GEMMA_2, VIT)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, GEMMA, GEMMA_2, VIT, WHISPER)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 

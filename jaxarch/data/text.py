@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Integer
 
+from jaxarch.data.cache import cached
 from jaxarch.data.corpus import Corpus, Piece, Split, open_corpus
 from jaxarch.data.tokenization import Bytes, Tokenizer, characters_of, load_tokenizer, train_bpe
 from jaxarch.run.backend import cache_folder
@@ -109,7 +109,7 @@ def load_text(
         _encode(corpus, tokenizer, folder)
 
     definition = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-    folder = _cached(cache, {"format": FORMAT, "tokens": corpus.fingerprint, "tokenizer": definition}, encode)
+    folder = cached(cache, {"format": FORMAT, "tokens": corpus.fingerprint, "tokenizer": definition}, encode)
     counts = json.loads((folder / "counts.json").read_text())
     train, validation = counts["train"]["tokens"], counts["validation"]["tokens"]
     if validation < 2:
@@ -204,7 +204,7 @@ def _tokenizer(name: str, corpus: Corpus, vocab_size: int, cache: Path, say: Cal
         import tokenizers
 
         made_by |= {"vocab_size": vocab_size, "tokenizers": tokenizers.__version__}
-    return load_tokenizer(_cached(cache, made_by, learn))
+    return load_tokenizer(cached(cache, made_by, learn))
 
 
 def _joined(corpus: Corpus) -> Iterator[str]:
@@ -283,28 +283,3 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
 def _map(file: Path, tokenizer: Tokenizer) -> np.ndarray:
     # A view as a plain array: slices of np.memmap itself cost several times more.
     return np.asarray(np.memmap(file, _dtype(tokenizer), mode="r"))
-
-
-def _cached(cache: Path, fingerprint: dict, build: Callable[[Path], None]) -> Path:
-    """The cache's folder for what the fingerprint describes, filled by `build` if there is none yet.
-
-    It gets its name only when it is whole: a kill leaves at most a `.partial` folder that nobody reads.
-    """
-    described = json.dumps(fingerprint, sort_keys=True, indent=1)
-    folder = cache / hashlib.sha256(described.encode()).hexdigest()[:24]
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(suffix=".partial", dir=cache) as partial:
-            filled = Path(partial) / folder.name
-            filled.mkdir()
-            build(filled)
-            (filled / "fingerprint.json").write_text(described)
-            if not folder.is_dir():  # another process may have been faster
-                filled.rename(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write the cache {cache}: {error.strerror}; name another folder in JAXARCH_CACHE."
-        ) from error
-    return folder

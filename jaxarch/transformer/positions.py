@@ -6,8 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+
+def packed_positions(segments: Int[Array | np.ndarray, "batch length"]) -> Int[Array, "batch length"]:
+    """The position of each token in its own text, where texts lie one after another and differ in their numbers."""
+    segments, slots = jnp.asarray(segments), jnp.arange(segments.shape[1])
+    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
+
 
 # --- sines --------------------------------------------------------------------------------------
 

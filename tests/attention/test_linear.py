@@ -276,6 +276,16 @@ def test_memory_is_linear_in_the_length(name):
     assert ratio <= 2.1, ratio
 
 
+def test_composes_with_vmap():
+    """At sizes of use, of which XLA:CPU dies where a product has an axis for each halving of a chunk."""
+    case = {key: jnp.asarray(x, jnp.float32) for key, x in inputs("delta, gates", 40, dim=64, group=1).items()}
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), case)
+    gradient = jax.grad(lambda case: jnp.square(delta_rule(**case)[0]).sum())
+    gradients = jax.jit(jax.vmap(gradient))(stacked)
+    first, last = (jax.tree.map(lambda x, at=at: x[at], gradients) for at in (0, 1))
+    close(first, jax.tree.map(lambda x: x[::-1], last), 1e-4)
+
+
 # Laws by hand
 
 
@@ -439,12 +449,44 @@ def test_options_that_cannot_be_are_refused(name, change, options, message):
         MEMBERS[name][0](**jax.tree.map(jnp.asarray, case), **options)
 
 
+def shapes(q=(2, 5, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 3), log_decay=None, beta=None):
+    return [None if shape is None else jnp.ones(shape) for shape in (q, k, v, log_decay, beta)]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"q": (1, 5, 4, 8)}, "q, k and v are batches of 1, 2 and 2; give them one size"),
+        ({"v": (3, 5, 2, 3)}, "q, k and v are batches of 2, 2 and 3; give them one size"),
+        ({"v": (2, 6, 2, 3)}, "5 keys in 2 heads, but 6 values in 2 heads; each key needs its value"),
+        ({"v": (2, 5, 1, 3)}, "5 keys in 2 heads, but 5 values in 1 heads; each key needs its value"),
+        ({"q": (2, 6, 4, 8)}, "6 queries and 5 keys: causal linear attention needs as many of both"),
+        ({"q": (2, 5, 4, 1)}, "queries of 1 numbers do not meet keys of 8"),
+        ({"q": (2, 5, 3, 8)}, "2 heads of keys do not divide 3 heads of queries"),
+        ({"beta": (2, 5, 4)}, r"beta is of shape \(2, 5, 4\), not \(2, 5, 2\)"),
+        ({"beta": (2, 5, 2, 1)}, r"beta is of shape \(2, 5, 2, 1\), not \(2, 5, 2\)"),
+        ({"log_decay": (2, 5, 2, 3)}, r"log_decay is of shape \(2, 5, 2, 3\), not \(2, 5, 2, 1\) or \(2, 5, 2, 8\)"),
+        ({"log_decay": (2, 6, 2, 1)}, r"log_decay is of shape \(2, 6, 2, 1\), not \(2, 5, 2, 1\) or \(2, 5, 2, 8\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    """Of the check itself, before which annotations of shapes would fail here, and in use are not looked at."""
+    with pytest.raises(ValueError, match=message):
+        check(*shapes(**change), True, "chunked", 64)
+
+
+def test_arrays_that_fit_are_taken():
+    for change in ({"log_decay": (2, 5, 2, 1)}, {"log_decay": (2, 5, 2, 8), "beta": (2, 5, 2)}):
+        check(*shapes(**change), True, "chunked", 64)
+    check(*shapes(q=(2, 3, 2, 8)), False, "chunked", 64)  # without the mask there may be fewer queries
+
+
 def test_what_is_unknown_or_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="form 'parallel' is unknown; chunked and recurrent are"):
-        check(jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1)), "parallel", 64)
-    case = jax.tree.map(jnp.asarray, inputs("gates", 5))
-    with pytest.raises(ValueError, match="3 gates a head: 1 or the keys' 4 would do"):
-        gated_linear_attention(**case | {"log_decay": case["log_decay"][..., :3]})
+        check(*shapes(), True, "parallel", 64)
+    case = jax.tree.map(jnp.asarray, inputs("delta, gates", 5))
+    with pytest.raises(ValueError, match=r"log_decay is of shape \(2, 5, 2, 3\), not \(2, 5, 2, 1\)"):
+        delta_rule(**case | {"log_decay": case["log_decay"][..., :3]})
     case = jax.tree.map(jnp.asarray, inputs("linear", 5))
     with pytest.raises(ValueError, match="3 queries and 5 keys: causal linear attention needs as many of both"):
         linear_attention(case["q"][:, :3], case["k"], case["v"])

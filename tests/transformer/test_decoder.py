@@ -264,8 +264,7 @@ def test_remat_lowers_temporaries_and_keeps_gradients(scan_layers):
             return jnp.square(model.apply(variables, tokens, deterministic=False, rngs={"dropout": key})).mean()
 
         variables = drawn(model)
-        traced = jax.jit(jax.grad(loss)).trace(variables)
-        return traced.lower().compile(backend.compiler_options(str(traced.jaxpr))), variables
+        return backend.compiled(jax.jit(jax.grad(loss)).trace(variables))[0], variables
 
     (kept, variables), (recomputed, _) = compiled(False), compiled(True)
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (recomputed, kept)]

@@ -15,6 +15,7 @@ from jaxarch.transformer.layers import (
     LayerNorm,
     RMSNorm,
     dense,
+    exact_gelu,
     gelu,
     squared_relu,
 )
@@ -91,7 +92,7 @@ def gelu_exact(x):
 
 PLAIN = {
     "gelu": (FeedForward(5, use_bias=True), gelu_tanh),
-    "exact gelu": (FeedForward(5, partial(jax.nn.gelu, approximate=False), use_bias=True), gelu_exact),
+    "exact gelu": (FeedForward(5, exact_gelu, use_bias=True), gelu_exact),
     "relu2": (FeedForward(5, squared_relu, use_bias=True), lambda x: np.maximum(x, 0) ** 2),
 }
 
@@ -123,12 +124,13 @@ def test_embedding_looks_up_and_reads_out():
     np.testing.assert_allclose(products, X @ params["embedding"].T, rtol=1e-5, atol=1e-5)
 
 
-def test_gelu_has_its_derivatives():
+@pytest.mark.parametrize("function, approximate", [(gelu, True), (exact_gelu, False)])
+def test_gelu_has_its_derivatives(function, approximate):
     """Value, first and second derivative against autodiff of the formula, in float64."""
+    plain = partial(jax.nn.gelu, approximate=approximate)
     with jax.enable_x64(True):
         x = jnp.linspace(-6, 6, 101)
-        plain = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
-        for own, expected in [(gelu, plain), (jax.grad(gelu), jax.grad(plain))]:
+        for own, expected in [(function, plain), (jax.grad(function), jax.grad(plain))]:
             np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(expected)(x), rtol=1e-12, atol=1e-12)
-        second, expected = jax.grad(jax.grad(gelu)), jax.grad(jax.grad(plain))
+        second, expected = jax.grad(jax.grad(function)), jax.grad(jax.grad(plain))
         np.testing.assert_allclose(jax.vmap(second)(x), jax.vmap(expected)(x), rtol=1e-10, atol=1e-10)

@@ -11,6 +11,7 @@ from jaxarch.transformer.positions import (
     RotaryScaling,
     alibi,
     alibi_slopes,
+    packed_positions,
     relative_buckets,
     rotary,
     rotary_frequencies,
@@ -252,3 +253,8 @@ def test_a_relative_bias_reads_its_table():
     # 4 buckets a side: 0, 1, from 2 on, and from 2 * 8 ** (1 / 2) = 5.7 on; keys after the query 4 more.
     numbers = np.array([[2, 2, 2, 1, 0, 5, 6], [2, 2, 2, 2, 1, 0, 5]])
     np.testing.assert_array_equal(bias, table[numbers].transpose(2, 0, 1)[None])
+
+
+def test_positions_of_packed_texts_begin_anew():
+    segments = np.array([[3, 3, 1, 1, 1, 0], [0, 0, 1, 1, 2, 2]])
+    np.testing.assert_array_equal(packed_positions(segments), [[0, 1, 0, 1, 2, 0], [0, 1, 0, 1, 0, 1]])

@@ -10,23 +10,20 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Key, PyTree
 
-from jaxarch.data.tokenization import Tokenizer, load_tokenizer
+from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run import backend
-from jaxarch.run.checkpoint import Checkpoints, Damaged
-from jaxarch.run.command import exits, from_json, parsed_or_usage
-from jaxarch.run.load import chosen, saved_config
+from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
+from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import Sampler, generate, left_pad, sampling
-from jaxarch.transformer.training import PRECISIONS
+from jaxarch.transformer.finished import restored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +83,6 @@ def complete(
     return [tokenizer.decode(text) for text in texts]
 
 
-def restored(run: Path, step: str) -> tuple[Decoder, PyTree, Tokenizer]:
-    """The run's model, its parameters (the average where the run kept one) and tokeniser. Raises ConfigError."""
-    config: dict[str, Any] = saved_config(run)["config"]
-    if not {"model", "length", "precision"} <= config.keys():
-        raise ConfigError(f"{run} is not the run of a decoder; there is nothing to generate from.")
-    tokenizer = load_tokenizer(run / "assets")
-    model_config = from_json(ModelConfig(), config["model"])
-    model = decoder(model_config, tokenizer.vocab, config["length"], PRECISIONS[config["precision"]])
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
-    try:
-        found = (
-            checkpoints.newest_raw(lambda text: print(f"generate: {text}", file=sys.stderr))
-            if step == "newest"
-            else None
-        )
-        state = (found or checkpoints.raw(number))["state"]
-    except Damaged as damage:
-        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None
-    params = jax.tree.map(jnp.asarray, state["ema"] or state["params"])
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-        raise ConfigError(f"{run} holds several replicas or points of a sweep; generate from a run of one.")
-    return model, params, tokenizer
-
-
 def main() -> None:
     with exits("generate"):
         program = "python -m jaxarch.transformer.generate"
@@ -121,6 +92,8 @@ def main() -> None:
         sampler = sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p)
         backend.prepare()
         model, params, tokenizer = restored(arguments.run, arguments.step)
+        if not isinstance(model, Decoder) or tokenizer is None:
+            raise ConfigError(f"{arguments.run} is not the run of a decoder; there is nothing to generate from.")
         prompts = [prompt for prompt in arguments.prompt for _ in range(arguments.count)]
         texts = complete(model, params, tokenizer, prompts, arguments.tokens, jax.random.key(arguments.seed), sampler)
         print("\n---\n".join(text.strip("\n") for text in texts))

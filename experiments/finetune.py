@@ -77,7 +77,7 @@ class Config:
     """seed of what is held out of labelled texts"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 720
+    steps: int = 480
     """length of the run and of the schedule"""
     batch_size: int = 32
     """examples a step"""

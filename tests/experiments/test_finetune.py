@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from experiments import finetune
 from jaxarch.data.tokenization import Subwords, train_bpe
 from jaxarch.run import load
-from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import gpt2, decoder
+from jaxarch.transformer.decoder import decoder, gpt2
 from jaxarch.transformer.encoder import EncoderConfig, encoder
 from jaxarch.transformer.finished import restored
 from jaxarch.transformer.pretrained import __main__, load_pretrained, save_pretrained
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import log, run
 
-WORDS = "good fine bad poor film plot the a is was".split()
+WORDS = ["good", "fine", "bad", "poor", "film", "plot", "the", "a", "is", "was"]
 VOCAB = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
 STEPS = ["--steps", 6, "--batch-size", 8, "--length", 8, "--optim.warmup", 1, "--optim.learning-rate", 0.01]
 

@@ -127,7 +127,9 @@ def best(arguments: Arguments, model: Decoder, variables: PyTree, tokenizer: Tok
             raise ConfigError(f"--beams needs room for all {arguments.tokens} --tokens; after {prompt!r} it is {room}.")
         options = beams, tokenizer.end, processors_of(arguments)
         found = search(model, variables, left_pad([start]), arguments.tokens, *options)
-        texts += [tokenizer.decode([*start, *until(tokenizer.end, row)]) for row in np.asarray(found.tokens[0])]
+        texts += [
+            tokenizer.decode([*start, *map(int, until(tokenizer.end, row))]) for row in np.asarray(found.tokens[0])
+        ]
     return texts
 
 

@@ -48,14 +48,14 @@ def test_beams_write_the_best_texts(runs, command):
     model, params, tokenizer = restored(runs[0], "newest")
     prompt = tokenizer.encode("In the")
     found = search(model, {"params": params}, left_pad([list(map(int, prompt))]), 10, Beams(3, 2, 0.5), tokenizer.end)
-    expected = "\n---\n".join(tokenizer.decode([*prompt, *np.asarray(row)]).strip("\n") for row in found.tokens[0])
+    expected = "\n---\n".join(tokenizer.decode(np.array([*prompt, *row])).strip("\n") for row in found.tokens[0])
     options = "--prompt", "In the", "--tokens", 10, "--beams", 3, "--count", 2, "--length-penalty", 0.5
     assert command(runs[0], *options) == (0, expected)
 
 
 def test_a_draft_changes_no_text(runs, command):
     """Beyond the model's length too, where the text goes on from its last half."""
-    options = "--prompt", "In the", "--tokens", 20, "--temperature", 0, "--repetition-penalty", 1.3
+    options = "--prompt", "In the", "--tokens", 20, "--temperature", 0, "--repetition-penalty", 30
     assert command(runs[0], *options, "--draft", runs[1], "--drafted", 3) == command(runs[0], *options)
     assert command(runs[0], *options) != command(runs[0], *options[:-2])
 

@@ -19,13 +19,14 @@ from tokenizers import Tokenizer as Library
 
 from jaxarch.data.tokenization import Bytes, Subwords
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.beams import Beams
 from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained, save_pretrained
 from jaxarch.transformer.pretrained.whisper import load_markers, save_markers
 from jaxarch.transformer.speech import whisper
 from jaxarch.transformer.transcription import Markers, heard_language, written
 from tests.transformer import record_speech as record
-from tests.transformer.record_speech import ASKED, FEATURES, NEW_TOKENS, PLACE, TOKENS, answers, published
+from tests.transformer.record_speech import ASKED, BEAMS, FEATURES, NEW_TOKENS, PLACE, TOKENS, answers, published
 
 FILE = "model.safetensors"
 
@@ -62,8 +63,9 @@ def assert_answers(found: Pretrained, markers: Markers, expected: dict[str, np.n
     assert languages == expected["languages"].tolist()
     for language, task in ASKED:
         prefix = markers.prefix(language, task)
-        tokens = written(found.model, variables, memory, prefix, NEW_TOKENS, markers)
-        np.testing.assert_array_equal(tokens, expected[f"written_{language}_{task}"])
+        for name, search in ("written", None), ("searched", Beams(BEAMS, length_penalty=2.0)):
+            tokens = written(found.model, variables, memory, prefix, NEW_TOKENS, markers, search)
+            np.testing.assert_array_equal(tokens, expected[f"{name}_{language}_{task}"])
 
 
 def test_the_recorded_answers_and_tensors(recorded, tmp_path):

@@ -162,6 +162,7 @@ def save_markers(folder: str | Path, model: Whisper, markers: Markers) -> None:
         "decoder_start_token_id": markers.start,
         "eos_token_id": markers.end,
         "pad_token_id": markers.end,
+        "bos_token_id": markers.end,
         "is_multilingual": bool(markers.languages),
         "suppress_tokens": list(markers.suppressed),
         "begin_suppress_tokens": list(markers.suppressed_first),

@@ -159,7 +159,7 @@ def teacher_forced(
 
 
 def smoothed(model: EncoderDecoder, pad: int, smoothing: float) -> Objective:
-    """The cross-entropy of targets a part of which is spread evenly over the vocabulary (Szegedy et al. 2016, sec. 7)."""
+    """The cross-entropy of targets of which a part is spread over the whole vocabulary (Szegedy et al. 2016, sec. 7)."""
 
     def objective(params: PyTree, batch: Pairs, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         logits = teacher_forced(model, params, batch, pad, key)

@@ -37,7 +37,6 @@ from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors,
 from jaxarch.transformer.pretrained.vit import VIT
 from jaxarch.transformer.pretrained.whisper import WHISPER
 
-
 FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, GEMMA, GEMMA_2, VIT, WHISPER, T5, T5_ENCODER, BERT)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9

@@ -25,7 +25,7 @@ from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.generate import restored
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
-from jaxarch.transformer.pretrained.folder import layout_of
+from jaxarch.transformer.pretrained.folder import FAMILIES, layout_of
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.tokenizer import as_subwords
 from tests.run.running import run
@@ -311,7 +311,7 @@ def renamed(architecture: str, **changes: Any) -> Callable[[Path], None]:
     return settings(architectures=[f"{architecture}ForCausalLM"], model_type=architecture.lower(), **changes)
 
 
-KNOWN = "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM."
+KNOWN = ", ".join(name for family in FAMILIES for name in family.architectures) + "."
 NORM = "transformer.h.0.ln_1.weight"
 BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "there is no folder {}.": ("gpt2", shutil.rmtree),

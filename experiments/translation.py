@@ -81,7 +81,7 @@ class Config:
     """the part of a target that is spread over the vocabulary"""
     bleu: Literal["auto", "char", "13a", "intl", "zh", "ja-mecab"] = "auto"
     """what BLEU takes for words (auto: characters of numbers and names, else 13a)"""
-    beams: int = 4
+    beams: int = 1
     """unfinished translations that are followed at once (1: the most probable token at a time)"""
     length_penalty: float = 1.0
     """above 0 favours long translations, below 0 short ones"""
@@ -138,7 +138,7 @@ def experiment(config: Config) -> Experiment:
         found = [data.text(row) for row in tokens]
         lines = ["\t".join((*pair, text)) for pair, text in zip(data.texts, found, strict=True)]
         (folder / "translations.tsv").write_text("\n".join(["source\treference\ttranslation", *lines]) + "\n")
-        draw_attention(model, variables, data, tokens[:SHOWN], folder / "attention.png")
+        draw_attention(model, variables, data, tokens, folder / "attention.png")
         return scores(found, [target for _, target in data.texts])
 
     return Experiment(
@@ -214,14 +214,14 @@ def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
 
 
 def draw_attention(model: EncoderDecoder, variables: PyTree, data: PairData, tokens: np.ndarray, path: Path) -> None:
-    """Of the first held-out pairs, how much of its attention each token of the translation gave each of the source.
+    """Of some held-out pairs, how much of its attention each token of the translation gave each of the source.
 
-    The mean of the last layer's heads, or of all layers' that are scanned. The darker, the more.
+    The mean of the last layer's heads; the darker, the more.
     """
     import matplotlib.pyplot as plt
 
-    count = len(tokens)
-    source = np.asarray(data.validation.source[:count])
+    places = np.unique(np.linspace(0, len(tokens) - 1, SHOWN).astype(int))
+    count, tokens, source = len(places), tokens[places], np.asarray(data.validation.source)[places]
     inputs = np.concatenate([np.full((count, 1), data.specials.begin), tokens[:, :-1]], axis=1).astype(np.int32)
     segments = (source != data.specials.pad).astype(np.int32)
     weights = attention_weights(model, variables, source, inputs, segments)

@@ -34,6 +34,7 @@ class Family(NamedTuple):
     obstacles: the options with which a model of that kind is none of this family.
     settings: the config.json of a model without obstacles.
     completed: the entries of a config.json with what only the tensors tell.
+    older: endings of names in old folders, and what they are now.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Family(NamedTuple):
     obstacles: Callable[[Any], list[str]]
     settings: Callable[[Any], dict[str, Any]]
     completed: Callable[[Settings, Tensors], Settings] = lambda settings, tensors: settings
+    older: Mapping[str, str] = {}
 
 
 Value = TypeVar("Value", bool, int, float, str)
@@ -91,5 +93,6 @@ def obstacles(config: Any, fixed: Mapping[str, Any], free: Collection[str]) -> l
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in free and value != fixed.get(field.name, field.default):
-            found.append(f"--model.{field.name.replace('_', '-')} {value}")
+            said = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            found.append(f"--model.{field.name.replace('_', '-')} {said}")
     return found

@@ -17,7 +17,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ def teacher_forced(
 
 
 def smoothed(model: EncoderDecoder, pad: int, smoothing: float) -> Objective:
-    """The cross-entropy of targets a part of which is spread evenly over the vocabulary (Szegedy et al. 2016, sec. 7)."""
+    """The cross-entropy of targets of which a part is spread over the whole vocabulary (Szegedy et al. 2016, sec. 7)."""
 
     def objective(params: PyTree, batch: Pairs, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         logits = teacher_forced(model, params, batch, pad, key)
@@ -210,7 +210,9 @@ def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
         metrics = importlib.import_module("sacrebleu.metrics")
         bleu, chrf = metrics.BLEU(tokenize=words), metrics.CHRF()
     except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed; it comes with the extra: pip install 'jaxarch[data]'.") from None
+        raise ConfigError(
+            f"{error.name} is not installed; it comes with the extra: pip install 'jaxarch[data]'."
+        ) from None
 
     def scores(found: Sequence[str], references: Sequence[str]) -> Metrics:
         exact = np.mean([one == other for one, other in zip(found, references, strict=True)])
@@ -224,9 +226,7 @@ def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
     return scores
 
 
-def draw_attention(
-    model: EncoderDecoder, variables: PyTree, data: PairData, tokens: np.ndarray, path: Path
-) -> None:
+def draw_attention(model: EncoderDecoder, variables: PyTree, data: PairData, tokens: np.ndarray, path: Path) -> None:
     """Of the first held-out pairs, how much of its attention each token of the translation gave each of the source."""
 
 

@@ -2,7 +2,6 @@
 
     python -m experiments.vit
     python -m experiments.vit --data flowers --size 64 --model.patch 8 8 --augment.crop 6 --augment.flip True
-    python -m jaxarch.transformer.pretrained export runs/vit/NAME my-model
 
 Data: `--data` a folder with a subfolder of pictures for each class, or with `train` and `val` folders of such; by
 default scikit-learn's handwritten digits (1,797 of 8 x 8 pixels). Where the folder does not say what is held out, a
@@ -111,7 +110,7 @@ def experiment(config: Config) -> Experiment:
         seed=config.data_seed,
         say=print,
     )
-    model = vision(config.model, data.shape, data.classes, PRECISIONS[config.precision])
+    model = vision(config.model, data.shape, data.classes, dtype=PRECISIONS[config.precision])
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
         draw(model, state.evaluated, data.validation, folder / "predictions.png")

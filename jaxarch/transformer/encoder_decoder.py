@@ -230,6 +230,40 @@ class Side(nn.Module):
         return self.norm(name="norm")(x) if config.placement == "pre" else x, cache
 
 
+class Encoder(nn.Module):
+    """The encoder alone, as published embeddings of texts have it; its parameters are a part of an encoder-decoder's.
+
+    length: the most tokens that learned positions can tell apart.
+    """
+
+    config: EncoderDecoderConfig
+    vocab: int
+    length: int
+    side: MakeModule
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(_std(self.config))
+        self.embedding = Embedding(self.vocab, self.config.dim, self.dtype, init)
+        self.encoder = self.side()
+
+    def inputs(self) -> tuple[Int[Array, "1 1"]]:
+        """The smallest inputs with which `init` makes all parameters."""
+        return (jnp.zeros((1, 1), jnp.int32),)
+
+    def __call__(
+        self,
+        source: Int[Array | np.ndarray, "batch source"],
+        segments: Int[Array | np.ndarray, "batch source"] | None = None,
+        positions: Int[Array | np.ndarray, "#batch source"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch source dim"]:
+        """As `EncoderDecoder.encode`."""
+        positions = _positions(self.config, source, positions, self.length)
+        context = Context(positions, segments=None if segments is None else jnp.asarray(segments))
+        return self.encoder(self.embedding(source), context, None, deterministic)[0]
+
+
 class EncoderDecoder(nn.Module):
     """`encode` makes a memory of the source, `decode` says what follows a target's tokens; called, both.
 
@@ -287,7 +321,7 @@ class EncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch source dim"]:
         """What the decoder attends to, in the type of the computation."""
-        positions = self._positions(source, positions, self.lengths[0], None)
+        positions = _positions(self.config, source, positions, self.lengths[0])
         context = Context(positions, segments=None if segments is None else jnp.asarray(segments))
         return self.encoder(self.embedding(source), context, None, deterministic)[0]
 
@@ -307,7 +341,7 @@ class EncoderDecoder(nn.Module):
             calls go without.
         segments: numbers of packed targets; not with a cache.
         """
-        positions = self._positions(tokens, positions, self.lengths[1], cache)
+        positions = _positions(self.config, tokens, positions, self.lengths[1], cache)
         context = Context(
             positions,
             *((0, None) if cache is None else (cache.index, cache.start)),
@@ -325,16 +359,6 @@ class EncoderDecoder(nn.Module):
         logits = self.embedding.attend(x) if self.config.tied else self.readout(x)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return logits if cache is None else (logits, cache)
-
-    def _positions(
-        self, tokens: Array | np.ndarray, positions: Array | np.ndarray | None, most: int, cache: Cache | None
-    ) -> Int[Array, "#batch length"]:
-        length = tokens.shape[1]
-        if positions is not None:
-            return jnp.asarray(positions)
-        if self.config.positions == "learned" and length > most:
-            raise ConfigError(f"{length} tokens do not fit the model's length; {most} would.")
-        return jnp.arange(length)[None] if cache is None else next_positions(cache, length)
 
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of targets whose first real token will stand in slot `start`."""
@@ -372,6 +396,27 @@ def encoder_decoder(
         block = partial(Block, norm, attention, feed_forward, cross, config.placement, config.dropout)
         sides.append(partial(Side, config, causal, layers, length, block, norm))
     return EncoderDecoder(config, vocab, lengths, (sides[0], sides[1]), dtype)
+
+
+def encoder(config: EncoderDecoderConfig, vocab: int, length: int, dtype: DTypeLike = jnp.float32) -> Encoder:
+    """The encoder of `encoder_decoder` alone."""
+    return Encoder(config, vocab, length, encoder_decoder(config, vocab, (length, 0), dtype).sides[0], dtype)
+
+
+def _positions(
+    config: EncoderDecoderConfig,
+    tokens: Array | np.ndarray,
+    positions: Array | np.ndarray | None,
+    most: int,
+    cache: Cache | None = None,
+) -> Int[Array, "#batch length"]:
+    """Those given, or on from where the cache stands. Raises ConfigError where learned ones are too few."""
+    length = tokens.shape[1]
+    if positions is not None:
+        return jnp.asarray(positions)
+    if config.positions == "learned" and length > most:
+        raise ConfigError(f"{length} tokens do not fit the model's length; {most} would.")
+    return jnp.arange(length)[None] if cache is None else next_positions(cache, length)
 
 
 def _std(config: EncoderDecoderConfig) -> float:

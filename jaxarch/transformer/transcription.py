@@ -210,10 +210,9 @@ def _first_logits(model: Whisper) -> Callable:
 
 @lru_cache(maxsize=8)
 def _writer(model: Whisper, new_tokens: int, markers: Markers) -> Callable:
-    never = np.zeros(model.vocab, np.float32)
-    never[list(markers.suppressed)] = -np.inf
-    not_first = never.copy()
-    not_first[list(markers.suppressed_first)] = -np.inf
+    numbers = np.arange(model.vocab)
+    never = np.where(np.isin(numbers, markers.suppressed), -np.inf, 0).astype(np.float32)
+    not_first = np.where(np.isin(numbers, markers.suppressed_first), -np.inf, never)
 
     def run(variables: PyTree, memory: Array, prefix: Array) -> Array:
         batch, length = memory.shape[0], prefix.shape[0]

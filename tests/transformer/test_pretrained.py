@@ -28,7 +28,7 @@ from jaxarch.transformer.decoding import generate, left_pad
 from jaxarch.transformer.generate import restored
 from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
-from jaxarch.transformer.pretrained.folder import family_for, family_of, layout_of, shapes_of
+from jaxarch.transformer.pretrained.folder import FAMILIES, family_for, family_of, layout_of, shapes_of
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.rotary import read_rotary
 from jaxarch.transformer.pretrained.tokenizer import as_subwords
@@ -333,10 +333,7 @@ def renamed(architecture: str, **changes: Any) -> Callable[[Path], None]:
     return settings(architectures=[f"{architecture}ForCausalLM"], model_type=architecture.lower(), **changes)
 
 
-KNOWN = (
-    "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, "
-    "Gemma2ForCausalLM."
-)
+KNOWN = ", ".join(name for family in FAMILIES for name in family.architectures) + "."
 NORM = "transformer.h.0.ln_1.weight"
 BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "there is no folder {}.": ("gpt2", shutil.rmtree),

@@ -40,14 +40,13 @@ from benchmarks.attention_answers import (
     table,
     validated,
 )
-from benchmarks.attention_cell import EXACT, LINEAR, PEERS, Cell, Pass, configured
+from benchmarks.attention_cell import EXACT, LINEAR, PEERS, REST, Cell, Pass, configured
 from benchmarks.measuring import quartiles, write
-from jaxarch.attention.cost import Shape, flops, peak_bytes, visible_pairs
+from jaxarch.attention.cost import Shape, flops, linear_flops, peak_bytes, projection_flops, visible_pairs
 from jaxarch.run import peaks
 from jaxarch.run.command import exits, parsed_or_usage, value_of
 from jaxarch.run.protocol import ConfigError, RunError
 
-REST = ("projections", "layer")  # what else a layer computes; grows with the length
 PASSES: dict[str, tuple[Pass, ...]] = {
     "forward": ("forward",),
     "forward_backward": ("forward_backward",),
@@ -187,7 +186,7 @@ def attention_of(arguments: Arguments) -> Arguments:
     parts = getattr(getattr(config, "optim", None), "accumulate", 1)
     precision = {"f32": "float32", "bf16": "bfloat16"}[getattr(config, "precision", "f32")]
     return dataclasses.replace(
-        arguments, heads=model.heads, kv_heads=model.kv_heads, dim=model.dim // model.heads,
+        arguments, heads=model.heads, kv_heads=model.kv_heads, dim=model.head_dim,
         batch=config.batch_size // parts, dtype=precision, causal=getattr(model, "causal", True),
     )  # fmt: skip
 
@@ -210,13 +209,13 @@ def work(cell: Cell, pass_: Pass) -> int:
     times = 3 if pass_ == "forward_backward" else 1
     length = 1 if pass_ == "decode" else cell.length
     if cell.implementation in REST:
-        wide, kv = cell.heads * cell.dim, cell.kv_heads * cell.dim
-        sizes = 2 * wide * (wide + kv)
-        sizes += (3 if cell.gated else 2) * wide * cell.hidden if cell.implementation == "layer" else 0
-        return 2 * cell.batch * length * sizes * times
+        wide = cell.heads * cell.dim
+        feed_forward = 2 * cell.batch * length * (3 if cell.gated else 2) * wide * cell.hidden
+        projections = projection_flops(cell.batch, length, wide, cell.heads, cell.kv_heads, cell.dim)
+        return times * (projections + (feed_forward if cell.implementation == "layer" else 0))
     if cell.implementation in LINEAR:
-        # The state takes k v^T and gives q S: the least that any form of the recurrence computes.
-        return 2 * cell.batch * length * (cell.heads + cell.kv_heads) * cell.dim * cell.dim * times
+        # Of the recurrence, the least that any of its forms computes.
+        return times * linear_flops(cell.batch, length, cell.heads, cell.kv_heads, cell.dim, cell.dim, chunk=1)
     if cell.implementation == "step":
         return 0
     pairs = min(cell.window or cell.length, cell.length)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.attention_cell import EXACT, PEERS, repeated
+from benchmarks.attention_cell import EXACT, PEERS, REST, repeated
 from benchmarks.fitting import exponent, local_slopes, terms
 from jaxarch.attention.cost import crossover
 from jaxarch.run.protocol import ConfigError
@@ -96,7 +96,7 @@ def answers(arguments: Any, found: Records, records: Records) -> list[str]:
     theory = crossover(arguments.heads * arguments.dim, arguments.causal)
     for name, pass_ in dict.fromkeys((r["implementation"], r["pass"]) for r in records):
         fit, memory = by.get((name, pass_, "seconds")), by.get((name, pass_, "bytes"))
-        if name in ("projections", "layer") or fit is None:
+        if name in REST or fit is None:
             continue
         said = [f"exponent {interval(fit)}, {fit['slopes'][-1]:.2f} between the last two lengths"]
         if memory is not None:
@@ -153,7 +153,7 @@ def shares(attention: Any, config: Any, found: Records, records: Records) -> lis
     if step and one:
         own = [layers * parts * term for term in one["terms"]]
         place = where(*meetings((2 * own[0], 2 * own[1], 2 * own[2]), step["terms"]))
-        theory = crossover(attention.heads * attention.dim, attention.causal)
+        theory = crossover(config.model.dim, attention.causal)
         out.append(
             f"the step: exponent {interval(step)}; attention: {interval(one)}; attention is more than half of the step "
             f"{place} (by operations it passes its projections at {theory:,}, the rest of a layer at {3 * theory:,})"
@@ -214,6 +214,7 @@ def draw(records: Records, found: Records, folder: Path) -> None:
     """Time and memory against length, both axes logarithmic, with the fitted lines and slopes of 1 and 2."""
     from matplotlib.figure import Figure
 
+    by = by_name(found)
     for quantity, label in (("seconds", "seconds"), ("bytes", "bytes at the peak")):
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         passes = list(dict.fromkeys(r["pass"] for r in records))
@@ -226,13 +227,13 @@ def draw(records: Records, found: Records, folder: Path) -> None:
                     continue
                 n = np.array([r["length"] for r in own], float)
                 y = [r["seconds"]["median"] if quantity == "seconds" else r["peak_bytes"] for r in own]
-                fit = [f for f in found if (f["implementation"], f["pass"], f["quantity"]) == (name, pass_, quantity)]
-                text = f"{name} {fit[0]['exponent']:.2f}" if fit else name
+                fit = by.get((name, pass_, quantity))
+                text = f"{name} {fit['exponent']:.2f}" if fit else name
                 lengths, costs = [*lengths, *n], [*costs, *y]
-                (points,) = axes.plot(n, y, "s:" if name in ("projections", "layer") else "o", label=text, markersize=4)
+                (points,) = axes.plot(n, y, "s:" if name in REST else "o", label=text, markersize=4)
                 colors[name] = points.get_color()
                 if fit:
-                    a, b, c = fit[0]["terms"]
+                    a, b, c = fit["terms"]
                     grid = np.geomspace(n[0], n[-1], 60)
                     axes.plot(grid, a + b * grid + c * grid**2, color=points.get_color(), linewidth=1)
             if not lengths:
@@ -256,9 +257,9 @@ def _mark_crossovers(axes: Any, lengths: list[float], found: Records, pass_: str
     """A ring where a fitted cost meets that of the projections, and, with its length, that of the rest of a layer."""
     by = by_name(found)
     for name in colors:
-        for rest in ("projections", "layer"):
+        for rest in REST:
             fit, other = by.get((name, pass_, "seconds")), by.get((rest, pass_, "seconds"))
-            if fit is None or other is None or name in ("projections", "layer"):
+            if fit is None or other is None or name in REST:
                 continue
             for n in meetings(fit["terms"], other["terms"])[0]:
                 if min(lengths) <= n <= max(lengths):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import importlib
 import json
@@ -24,14 +25,15 @@ Pass = Literal["decode", "forward", "forward_backward"]
 EXACT = ("dense", "blocks", "blockwise", "window", "ring")
 LINEAR = ("linear", "gated_linear", "delta_rule")
 PEERS = ("jax_nn", "torch_sdpa")
+REST = ("projections", "layer")  # what else a layer computes; grows with the length
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """What is measured.
 
-    implementation: EXACT and LINEAR are those of `jaxarch.attention`, PEERS are others'; projections, layer: what else
-        a layer computes, its four projections alone and with its feed-forward layer; step: a step of an experiment.
+    implementation: EXACT and LINEAR are those of `jaxarch.attention`, PEERS are others'; REST: a layer's four
+        projections, alone and with its feed-forward layer; step: a step of an experiment.
     """
 
     implementation: str
@@ -99,9 +101,7 @@ def ours(cell: Cell) -> Iterator[dict[str, Any]]:
     for pass_ in cell.passes:
         start = time.perf_counter()
         program, shapes = program_of(cell, pass_)
-        traced = jax.jit(program).trace(*shapes)
-        options = backend.compiler_options(str(traced.jaxpr))
-        programs[pass_] = traced.lower().compile(compiler_options=options), shapes
+        programs[pass_] = backend.compiled(jax.jit(program).trace(*shapes))[0], shapes
         seconds[pass_] = time.perf_counter() - start
     for pass_, (compiled, shapes) in programs.items():
         rng = np.random.default_rng(0)
@@ -142,12 +142,11 @@ def program_of(cell: Cell, pass_: Pass) -> tuple[Callable, list[Any]]:
 
 
 def forward_of(cell: Cell, pass_: Pass) -> tuple[Callable, list[tuple[int, ...]]]:
-    if cell.implementation in ("projections", "layer"):
+    if cell.implementation in REST:
         wide, kv = cell.heads * cell.dim, cell.kv_heads * cell.dim
         pairs = [(wide, wide), (wide, kv), (kv, wide), (wide, wide)]
         if cell.implementation == "layer":
-            pairs += [(wide, cell.hidden), (cell.hidden, wide)] * (2 if cell.gated else 1)
-            pairs = pairs[: 7 if cell.gated else 6]  # of a gated one: two in, one out
+            pairs += [(wide, cell.hidden), (cell.hidden, wide), (wide, cell.hidden)][: 3 if cell.gated else 2]
 
         def layer(x, *matrices):
             for matrix in matrices:
@@ -263,8 +262,7 @@ def step(cell: Cell) -> Iterator[dict[str, Any]]:
     programs = Programs(experiment, [Member(0, {})])
     batch = batches(experiment, 0, 1)
     carry = Carry(programs.init(), programs.sums(jax.tree.map(lambda leaf: leaf[0], batch)))
-    before, index = resident("VmRSS"), 0
-    reset_peak()
+    before, index = settled(), 0
 
     def call() -> None:
         nonlocal carry, index
@@ -279,6 +277,7 @@ def step(cell: Cell) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
+@functools.cache
 def configured(experiment: str, length: int | None = None) -> tuple[Any, Any]:
     """The module of an experiment and its configuration from `experiments.gpt llama --model.layers 2`.
 
@@ -301,7 +300,7 @@ def configured(experiment: str, length: int | None = None) -> tuple[Any, Any]:
         raise ConfigError(f"--experiment {name}: it is no experiment, which has a Config and an experiment(config).")
     config, *_ = parse(name, "", module.Config, getattr(module, "PRESETS", {}), options)
     model = getattr(config, "model", None)
-    lacking = [field for field in ("heads", "kv_heads", "dim", "layers") if not hasattr(model, field)]
+    lacking = [field for field in ("heads", "kv_heads", "dim", "head_dim", "layers") if not hasattr(model, field)]
     if not hasattr(config, "length") or lacking:
         raise ConfigError(f"--experiment {name}: its Config has no --length and --model.heads; it has no attention.")
     return module, config if length is None else dataclasses.replace(config, length=length)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.attention.mask import MASKED
 
@@ -83,12 +83,28 @@ def append(
 
 
 def grown(cache: Cache, slots: int) -> Cache:
-    """The same with room for `slots` tokens."""
+    """The same with room for `slots` tokens at least."""
 
     def grow(entry: Array) -> Array:
-        return jnp.pad(entry, [(0, 0)] * (entry.ndim - 2) + [(0, slots - entry.shape[-2]), (0, 0)])
+        more = max(0, slots - entry.shape[-2])
+        return jnp.pad(entry, [(0, 0)] * (entry.ndim - 2) + [(0, more), (0, 0)])
 
     return cache._replace(layers=jax.tree.map(grow, cache.layers))
+
+
+def take_rows(cache: PyTree, rows: Int[Array, "taken"]) -> PyTree:
+    """The batch's `rows` of a cache or of anything that stands beside one, in this order and as often as they occur.
+
+    The batch is the fourth axis from the last of `KeyValues`, which may have one of layers before it, and the first
+    of every other array; scalars are of all rows alike.
+    """
+
+    def take(entry: PyTree) -> PyTree:
+        if isinstance(entry, KeyValues):
+            return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=-4, mode="clip"), entry)
+        return entry if jnp.ndim(entry) == 0 else jnp.take(entry, rows, axis=0, mode="clip")
+
+    return jax.tree.map(take, cache, is_leaf=lambda entry: isinstance(entry, KeyValues))
 
 
 def padding_bias(slots: int, start: Int[Array, "batch"]) -> Float[Array, "batch 1 1 slots"]:

@@ -93,9 +93,7 @@ def linear_attention(
 
     Raises ValueError where shapes or options do not fit.
     """
-    check(q, k, form, chunk)
-    if causal and q.shape[1] != k.shape[1]:
-        raise ValueError(f"{q.shape[1]} queries and {k.shape[1]} keys: causal linear attention needs as many of both.")
+    check(q, k, v, None, None, causal, form, chunk)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     (queries, _), (keys, log_scale) = features(q.astype(wide)), features(k.astype(wide))
     batch, _, kv_heads, count = keys.shape
@@ -138,7 +136,7 @@ def gated_linear_attention(
     form: Form = "chunked",
     chunk: int = CHUNK,
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch kv_heads dim width"]]:
-    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, out_t = scale S_t^T q_t (Yang et al. 2024a, sec. 4).
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, out_t = scale S_t^T q_t (GLA, Yang et al. 2024, sec. 4).
 
     Returns `(out, state)`, with S after the last step.
 
@@ -192,7 +190,7 @@ def delta_rule(
 ) -> tuple[Float[Array, "batch length heads width"], Float[Array, "batch kv_heads dim width"]]:
     """S_t = (1 - beta_t k_t k_t^T) diag(exp(log_decay_t)) S_{t-1} + beta_t k_t v_t^T, out_t = scale S_t^T q_t.
 
-    The value that the state holds for a key moves towards the new one by beta (DeltaNet, Yang et al. 2024b, sec. 2);
+    The value that the state holds for a key moves towards the new one by beta (DeltaNet, Yang et al. 2024, sec. 2);
     with one gate a head Gated DeltaNet (Yang et al. 2025, sec. 3). Keys should have length 1 and beta lie in [0, 1], or
     in [0, 2] (Grazzi et al. 2025): else the state may grow without bound.
 

@@ -15,16 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxarch.run.protocol import ConfigError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
 FILE = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 # What a tokeniser of the user's may call the token that separates documents.
 END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>")
 CODE_POINTS = 0x110000
 
 
@@ -116,6 +121,17 @@ class Bytes(Tokenizer):
         return json.dumps({"type": "bytes"})
 
 
+class Framed(NamedTuple):
+    """Texts as an encoder reads them: framed by special tokens, padded to the right.
+
+    types: which text of a pair a token is of. mask: 1 for tokens, 0 for padding.
+    """
+
+    tokens: Int32[np.ndarray, "batch length"]
+    types: Int32[np.ndarray, "batch length"]
+    mask: Int32[np.ndarray, "batch length"]
+
+
 class Subwords(Tokenizer):
     """A tokeniser of the `tokenizers` library, given as the text of its `tokenizer.json`."""
 
@@ -134,6 +150,8 @@ class Subwords(Tokenizer):
         self._vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         ends = (self._tokenizer.token_to_id(name) for name in END_NAMES)
         self._end = next((end for end in ends if end is not None), None)
+        pads = (self._tokenizer.token_to_id(name) for name in PAD_NAMES)
+        self._pad = next((pad for pad in pads if pad is not None), 0)
 
     @property
     def vocab(self) -> int:
@@ -149,6 +167,34 @@ class Subwords(Tokenizer):
     def encode_batch(self, texts: list[str]) -> list[Int32[np.ndarray, " _"]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def frame(self, texts: Sequence[str | tuple[str, str]], length: int) -> Framed:
+        """Texts or pairs of texts with the special tokens that the file frames them with, as [CLS] and [SEP].
+
+        length: the most tokens of one, special ones among them; what is longer loses its end, of a pair the longer one
+            first. The rows are as long as the longest of them.
+        Raises ConfigError where that leaves no room for a text.
+        """
+        framing = self._framing
+        special = framing.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
+        if length <= special:
+            raise ConfigError(f"a length of {length} leaves no room beside {special} special tokens; 128 would do.")
+        framing.enable_truncation(length)
+        encodings = framing.encode_batch(list(texts))
+        longest = max((len(encoding.ids) for encoding in encodings), default=0)
+        tokens = np.full((len(encodings), longest), self._pad, np.int32)
+        types, mask = np.zeros_like(tokens), np.zeros_like(tokens)
+        for row, encoding in enumerate(encodings):
+            own = slice(len(encoding.ids))
+            tokens[row, own], types[row, own], mask[row, own] = encoding.ids, encoding.type_ids, 1
+        return Framed(tokens, types, mask)
+
+    @cached_property
+    def _framing(self) -> Library:
+        """One of its own, for the library's tokenisers carry the length at which they cut as a state."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self.to_json())
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)

@@ -40,6 +40,12 @@ def compiler_options(program: str) -> dict[str, str | bool]:
     return options
 
 
+def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, dict[str, str | bool]]:
+    """A traced program with the options of `compiler_options`, and these."""
+    options = compiler_options(str(traced.jaxpr))
+    return traced.lower().compile(compiler_options=options), options
+
+
 def cache_folder() -> Path:
     """Where compiled programs and encoded texts are kept: `JAXARCH_CACHE`, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxarch"

@@ -15,9 +15,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # What runs its body once, as it stands.
-CALLS = (
-    "jit", "closed_call", "core_call", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call",
-)  # fmt: skip
+# closed_call, since jax 0.11 eval_jaxpr, is the forward pass of a scan within a jax.checkpoint.
+CALLS = ("jit", "closed_call", "eval_jaxpr", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call")
 
 
 def counted(program: Jaxpr | ClosedJaxpr) -> dict[str, float] | None:

@@ -52,8 +52,7 @@ def product(size: int, dtype: DTypeLike) -> Callable[[], Any]:
     """A call that multiplies matrices of this size, 2 size ** 3 operations, and waits for the result."""
     numbers = np.random.default_rng(0).standard_normal(999_983, np.float32)  # a GPU is quicker where all are equal
     x = jnp.asarray(np.resize(numbers, (size, size)), dtype)
-    traced = jax.jit(lambda x: x @ x).trace(x)
-    compiled = traced.lower().compile(compiler_options=backend.compiler_options(str(traced.jaxpr)))
+    compiled, _ = backend.compiled(jax.jit(lambda x: x @ x).trace(x))
     return lambda: compiled(x).block_until_ready()
 
 

@@ -169,9 +169,8 @@ class Programs:
     def _call(self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
         if name not in self._compiled:
             start = time.perf_counter()
-            traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
-            options = backend.compiler_options(str(traced.jaxpr))
-            self._compiled[name] = compiled = traced.lower().compile(compiler_options=options)
+            compiled, options = backend.compiled(jax.jit(function, donate_argnums=donate).trace(*arguments))
+            self._compiled[name] = compiled
             memory = compiled.memory_analysis()
             if memory and backend.make_room(memory.temp_size_in_bytes):
                 self.notes.add(f"{memory.temp_size_in_bytes / 1e9:.1f} GB of temporaries are given back at each call")
@@ -181,10 +180,10 @@ class Programs:
         return self._compiled[name](*arguments)
 
     def init(self) -> State:
-        pure, constants, *_ = self._init
         """The first state. Compiled, so that what stands twice in it (an average that begins as the parameters) has
         two buffers, and both can be donated.
         """
+        pure, constants, *_ = self._init
         return self._call("init", self._over(pure, 2), constants, self.keys, self.hypers)
 
     def sums(self, batch: Batch) -> dict[str, Sums]:

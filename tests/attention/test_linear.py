@@ -249,21 +249,27 @@ def test_strong_decay_is_exact(name):
 
 @pytest.mark.parametrize("name", ["linear", "gates", "delta, gate"])
 def test_ten_thousand_steps_in_float32(name):
-    """Both forms lie within 2e-5 of the greatest output around the float64 recurrence; chunks do not add errors up."""
+    """Around the recurrence in float64, in parts of the greatest output: 3e-6 in chunks, 2e-5 or 2e-4 step by step.
+
+    The float32 nearest to exp(-1e-4) is off by 1e-8, which 10,000 steps multiply, and chunks do not.
+    """
     function, case = MEMBERS[name][0], inputs(name, 10_007, batch=1, kv_heads=1, group=1)
     if "log_decay" in case:
-        case["log_decay"] = case["log_decay"] / 1000
+        case["log_decay"] = np.full_like(case["log_decay"], -1e-4)
     with jax.enable_x64(True):
         exact = np.asarray(jax.jit(partial(function, form="recurrent"))(**case)[0])
     case = {key: jnp.asarray(x, jnp.float32) for key, x in case.items()}
-    for form, tolerance in (("chunked", 2e-6), ("recurrent", 2e-5)):
+    for form, tolerance in (("chunked", 3e-6), ("recurrent", 2e-4 if "log_decay" in case else 2e-5)):
         out = jax.jit(partial(function, form=form, chunk=16))(**case)[0]
         np.testing.assert_allclose(out, exact, rtol=0, atol=tolerance * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("name", ["linear", "delta, gates"])
 def test_memory_is_linear_in_the_length(name):
-    """No array of length x length, forward or backward, and temporaries that double with it."""
+    """No array of length x length, forward or backward, and temporaries that double with it.
+
+    They are a few times the inputs, since what a chunk needs is made again in the backward pass.
+    """
     function = MEMBERS[name][0]
 
     def compiled(length):
@@ -272,8 +278,19 @@ def test_memory_is_linear_in_the_length(name):
 
     one, two = compiled(512), compiled(1024)
     assert "1024,1024" not in two.as_text()
-    ratio = two.memory_analysis().temp_size_in_bytes / one.memory_analysis().temp_size_in_bytes
-    assert ratio <= 2.1, ratio
+    one, two = one.memory_analysis(), two.memory_analysis()
+    assert two.temp_size_in_bytes <= 2.1 * one.temp_size_in_bytes
+    assert two.temp_size_in_bytes <= 5 * two.argument_size_in_bytes
+
+
+def test_composes_with_vmap():
+    """At sizes of use, of which XLA:CPU dies where a product has an axis for each halving of a chunk."""
+    case = {key: jnp.asarray(x, jnp.float32) for key, x in inputs("delta, gates", 40, dim=64, group=1).items()}
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), case)
+    gradient = jax.grad(lambda case: jnp.square(delta_rule(**case)[0]).sum())
+    gradients = jax.jit(jax.vmap(gradient))(stacked)
+    first, last = (jax.tree.map(lambda x, at=at: x[at], gradients) for at in (0, 1))
+    close(first, jax.tree.map(lambda x: x[::-1], last), 1e-4)
 
 
 # Laws by hand
@@ -286,6 +303,22 @@ def test_retention_by_hand(form):
     out, state = retention(ones, ones, v, gamma=jnp.array([0.5]), form=form)
     np.testing.assert_allclose(out[0, :, 0, 0], [1, 2.5, 4.25], rtol=1e-6)
     np.testing.assert_allclose(state, [[[[4.25]]]], rtol=1e-6)
+    out, _ = retention(ones, ones, v, gamma=jnp.array([0.5]), scale=2.0, form=form)
+    np.testing.assert_allclose(out[0, :, 0, 0], [2, 5, 8.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["chunked", "recurrent"])
+def test_the_state_before_has_its_gradient_by_hand(form):
+    """It decays by 1/2 a step, and queries (2, 3) and (4, 8) read it: (2, 3) / 2 + (4, 8) / 4."""
+    q, k, v = jnp.array([[2.0, 3], [4, 8]])[None, :, None], jnp.ones((1, 2, 1, 2)), jnp.ones((1, 2, 1, 1))
+    log_decay = jnp.full((1, 2, 1, 1), jnp.log(0.5))
+
+    @jax.jit
+    @jax.grad
+    def gradient(state):
+        return gated_linear_attention(q, k, v, log_decay, scale=1.0, state=state, form=form)[0].sum()
+
+    np.testing.assert_allclose(gradient(jnp.ones((1, 1, 2, 1)))[0, 0], [[2.0], [3.5]], rtol=1e-6)
 
 
 def test_the_delta_rule_replaces_what_it_wrote():
@@ -300,8 +333,9 @@ def test_the_delta_rule_replaces_what_it_wrote():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_query_without_weight_gives_zeros_and_finite_gradients(causal):
-    q = jnp.ones((1, 3, 1, 2)).at[:, 1].set(-1e4)  # whose features are 0
+@pytest.mark.parametrize("size", [-1e4, -80.0])  # whose features are 0, or whose square would be
+def test_a_query_without_weight_gives_zeros_and_finite_gradients(causal, size):
+    q = jnp.ones((1, 3, 1, 2)).at[:, 1].set(size)
     k = v = jnp.ones((1, 3, 1, 2))
 
     @jax.jit
@@ -439,12 +473,44 @@ def test_options_that_cannot_be_are_refused(name, change, options, message):
         MEMBERS[name][0](**jax.tree.map(jnp.asarray, case), **options)
 
 
+def shapes(q=(2, 5, 4, 8), k=(2, 5, 2, 8), v=(2, 5, 2, 3), log_decay=None, beta=None):
+    return [None if shape is None else jnp.ones(shape) for shape in (q, k, v, log_decay, beta)]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"q": (1, 5, 4, 8)}, "q, k and v are batches of 1, 2 and 2; give them one size"),
+        ({"v": (3, 5, 2, 3)}, "q, k and v are batches of 2, 2 and 3; give them one size"),
+        ({"v": (2, 6, 2, 3)}, "5 keys in 2 heads, but 6 values in 2 heads; each key needs its value"),
+        ({"v": (2, 5, 1, 3)}, "5 keys in 2 heads, but 5 values in 1 heads; each key needs its value"),
+        ({"q": (2, 6, 4, 8)}, "6 queries and 5 keys: causal linear attention needs as many of both"),
+        ({"q": (2, 5, 4, 1)}, "queries of 1 numbers do not meet keys of 8"),
+        ({"q": (2, 5, 3, 8)}, "2 heads of keys do not divide 3 heads of queries"),
+        ({"beta": (2, 5, 4)}, r"beta is of shape \(2, 5, 4\), not \(2, 5, 2\)"),
+        ({"beta": (2, 5, 2, 1)}, r"beta is of shape \(2, 5, 2, 1\), not \(2, 5, 2\)"),
+        ({"log_decay": (2, 5, 2, 3)}, r"log_decay is of shape \(2, 5, 2, 3\), not \(2, 5, 2, 1\) or \(2, 5, 2, 8\)"),
+        ({"log_decay": (2, 6, 2, 1)}, r"log_decay is of shape \(2, 6, 2, 1\), not \(2, 5, 2, 1\) or \(2, 5, 2, 8\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    """Of the check itself, before which annotations of shapes would fail here, and in use are not looked at."""
+    with pytest.raises(ValueError, match=message):
+        check(*shapes(**change), True, "chunked", 64)
+
+
+def test_arrays_that_fit_are_taken():
+    for change in ({"log_decay": (2, 5, 2, 1)}, {"log_decay": (2, 5, 2, 8), "beta": (2, 5, 2)}):
+        check(*shapes(**change), True, "chunked", 64)
+    check(*shapes(q=(2, 3, 2, 8)), False, "chunked", 64)  # without the mask there may be fewer queries
+
+
 def test_what_is_unknown_or_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="form 'parallel' is unknown; chunked and recurrent are"):
-        check(jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1)), "parallel", 64)
-    case = jax.tree.map(jnp.asarray, inputs("gates", 5))
-    with pytest.raises(ValueError, match="3 gates a head: 1 or the keys' 4 would do"):
-        gated_linear_attention(**case | {"log_decay": case["log_decay"][..., :3]})
+        check(*shapes(), True, "parallel", 64)
+    case = jax.tree.map(jnp.asarray, inputs("delta, gates", 5))
+    with pytest.raises(ValueError, match=r"log_decay is of shape \(2, 5, 2, 3\), not \(2, 5, 2, 1\)"):
+        delta_rule(**case | {"log_decay": case["log_decay"][..., :3]})
     case = jax.tree.map(jnp.asarray, inputs("linear", 5))
     with pytest.raises(ValueError, match="3 queries and 5 keys: causal linear attention needs as many of both"):
         linear_attention(case["q"][:, :3], case["k"], case["v"])

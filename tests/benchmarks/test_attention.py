@@ -262,13 +262,14 @@ def test_the_share_of_a_step_is_that_which_was_planted(options):
     _, config = configured(f"experiments.gpt {options}")
     *lines, last = shares(ARGUMENTS, config, fits(records, 0.0), records)
     assert lines[0].startswith("512: attention takes 9 % of the step's 5.6 ms")
-    assert "attention is more than half of the step from 5,000 (" in last
+    assert f"half of the step from 5,000 (by operations it passes its projections at {2 * config.model.dim}, " in last
 
 
 def test_the_attention_of_an_experiment_has_its_shapes():
     options = "--batch-size 6 --optim.accumulate 2 --model.dim 32 --model.heads 4 --model.kv-heads 2 --precision bf16"
     own = attention_of(Arguments(experiment=f"experiments.gpt {options}"))
     assert (own.batch, own.heads, own.kv_heads, own.dim, own.dtype, own.causal) == (3, 4, 2, 8, "bfloat16", True)
+    assert attention_of(Arguments(experiment=f"experiments.gpt {options} --model.head-width 12")).dim == 12
 
 
 @pytest.mark.parametrize(

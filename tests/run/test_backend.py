@@ -54,3 +54,13 @@ def test_options_follow_what_the_program_holds():
     assert bool(backend.compiler_options(program(jnp.bfloat16))) == (jax.__version_info__ >= (0, 11))
     recomputed = str(jax.make_jaxpr(jax.grad(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))))(1.0))
     assert bool(backend.compiler_options(recomputed)) == (jax.__version_info__ < (0, 11))
+
+
+def test_programs_are_compiled_with_their_options(monkeypatch):
+    """An option that there is not is refused by the compiler: so it was given."""
+    traced = jax.jit(lambda x: x + 1).trace(1.0)
+    compiled, options = backend.compiled(traced)
+    assert compiled(1.0) == 2 and options == {}
+    monkeypatch.setattr(backend, "compiler_options", lambda program: {"no_such_option": "add" in program})
+    with pytest.raises(Exception, match="no_such_option"):
+        backend.compiled(traced)

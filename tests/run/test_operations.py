@@ -96,8 +96,28 @@ def squared(x):
 squared.defvjp(lambda x: (x @ x, x), lambda x, d: (d @ x.T + x.T @ d,))
 
 
+@jax.custom_jvp
+def with_tangent(x):
+    return x @ x
+
+
+with_tangent.defjvp(lambda x, d: (x[0] @ x[0], d[0] @ x[0] + x[0] @ d[0]))
+
+
+@jax.custom_batching.custom_vmap
+def batched(x):
+    return x @ x
+
+
+batched.def_vmap(lambda size, mapped, x: (x @ x, mapped[0]))
+
+
 def scanned(x):
     return jax.lax.scan(lambda x, _: (x @ x, x @ x @ x), x, length=5)
+
+
+def sines(x):
+    return jax.lax.scan(lambda y, _: (jnp.sin(y @ x), None), x, length=3)[0]
 
 
 def branches(x):
@@ -114,9 +134,14 @@ def branches(x):
         (branches, 2),
         (squared, 1),
         (jax.value_and_grad(lambda x: squared(x).sum()), 3),
+        (with_tangent, 1),
+        (jax.value_and_grad(lambda x: with_tangent(x).sum()), 3),
+        (batched, 1),
         (jax.value_and_grad(lambda x: (x @ x).sum()), 3),
         # What is recomputed is counted again: the sine's gradient needs the product.
         (jax.value_and_grad(jax.checkpoint(lambda x: jnp.sin(x @ x).sum())), 4),
+        # Three forward, three again, and two for each of them backward.
+        (jax.grad(jax.checkpoint(lambda x: sines(x).sum())), 12),
         (lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + 1, x @ x), 1),
     ],
 )

@@ -15,6 +15,7 @@ from jaxarch.transformer.layers import (
     LayerNorm,
     RMSNorm,
     dense,
+    exact_gelu,
     gelu,
     squared_relu,
 )
@@ -54,10 +55,15 @@ def rms_norm(x, params, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * params["scale"]
 
 
+def zero_centered_rms_norm(x, params, eps):
+    return rms_norm(x, {"scale": 1 + np.float64(params["scale"])}, eps)
+
+
 NORMS = {
     "layer": (LayerNorm(), layer_norm, 1e-5),
     "layer with bias": (LayerNorm(use_bias=True, eps=0.3), layer_norm, 0.3),
     "rms": (RMSNorm(eps=0.3), rms_norm, 0.3),
+    "zero-centered rms": (RMSNorm(zero_centered=True, eps=0.3), zero_centered_rms_norm, 0.3),
 }
 
 
@@ -68,7 +74,20 @@ def test_norms(name):
     np.testing.assert_allclose(y, definition(X, params, eps), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm()])
+def test_a_zero_centered_scale_begins_at_0_and_keeps_small_numbers_in_bfloat16():
+    x = jnp.asarray(X, jnp.float32)
+    start = RMSNorm(zero_centered=True).init(jax.random.key(0), x)["params"]
+    np.testing.assert_array_equal(start["scale"], np.zeros(6))
+    np.testing.assert_array_equal(RMSNorm(zero_centered=True).apply({"params": start}, x), RMSNorm().apply(ONES, x))
+    small = {"params": {"scale": jnp.full(6, 2.0**-10, jnp.bfloat16)}}  # with 1 it is 1 in bfloat16
+    expected = (1 + 2.0**-10) * RMSNorm().apply(ONES, x)
+    np.testing.assert_allclose(RMSNorm(zero_centered=True).apply(small, x), expected, rtol=1e-6)
+
+
+ONES = {"params": {"scale": np.ones(6, np.float32)}}
+
+
+@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm(), RMSNorm(zero_centered=True)])
 def test_norms_of_bfloat16_are_in_float32(module):
     """256 features of 100 +- 1: their mean, their variance and even their sum are lost in bfloat16."""
     x = jnp.asarray(RNG.normal(100, 1, size=(4, 256)), jnp.bfloat16)
@@ -91,7 +110,7 @@ def gelu_exact(x):
 
 PLAIN = {
     "gelu": (FeedForward(5, use_bias=True), gelu_tanh),
-    "exact gelu": (FeedForward(5, partial(jax.nn.gelu, approximate=False), use_bias=True), gelu_exact),
+    "exact gelu": (FeedForward(5, exact_gelu, use_bias=True), gelu_exact),
     "relu2": (FeedForward(5, squared_relu, use_bias=True), lambda x: np.maximum(x, 0) ** 2),
 }
 
@@ -123,12 +142,13 @@ def test_embedding_looks_up_and_reads_out():
     np.testing.assert_allclose(products, X @ params["embedding"].T, rtol=1e-5, atol=1e-5)
 
 
-def test_gelu_has_its_derivatives():
+@pytest.mark.parametrize("function, approximate", [(gelu, True), (exact_gelu, False)])
+def test_gelu_has_its_derivatives(function, approximate):
     """Value, first and second derivative against autodiff of the formula, in float64."""
+    plain = partial(jax.nn.gelu, approximate=approximate)
     with jax.enable_x64(True):
         x = jnp.linspace(-6, 6, 101)
-        plain = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
-        for own, expected in [(gelu, plain), (jax.grad(gelu), jax.grad(plain))]:
+        for own, expected in [(function, plain), (jax.grad(function), jax.grad(plain))]:
             np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(expected)(x), rtol=1e-12, atol=1e-12)
-        second, expected = jax.grad(jax.grad(gelu)), jax.grad(jax.grad(plain))
+        second, expected = jax.grad(jax.grad(function)), jax.grad(jax.grad(plain))
         np.testing.assert_allclose(jax.vmap(second)(x), jax.vmap(expected)(x), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,234 @@
+"""An encoder-decoder trained on pairs of a source and its translation.
+
+    python -m experiments.translation
+    python -m experiments.translation names
+    python -m experiments.translation --data pairs.tsv --tokenizer bpe --model.layers 4
+    python -m experiments.translation --data source.txt,target.txt --language de
+
+Data: `--data` a tab-separated file or two files of lines that belong together; by default numbers below a million and
+their words in German (the package `num2words`), or names of countries, regions and languages (`pycountry`).
+
+Measured: not yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jaxarch.data.pairs import PairData, Pairs, load_pairs
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.transformer.encoder_decoder import (
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    encoder_decoder,
+    forward_flops,
+    prefill,
+    step,
+)
+from jaxarch.transformer.training import (
+    PRECISIONS,
+    Hypers,
+    Objective,
+    OptimConfig,
+    TrainState,
+    cross_entropy,
+    make_init,
+    make_step,
+    summed,
+)
+
+SHOWN = 3  # pairs whose attention is drawn
+ROWS = 500  # translated at once
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = "numbers"
+    """numbers, names, a file of source, tab, target, or two files a.txt,b.txt"""
+    target: str | None = None
+    """the file of the targets, where --data is that of the sources"""
+    language: str = "de"
+    """that numbers and names are translated into"""
+    tokenizer: str = "char"
+    """char, byte, bpe (trained on the data), or the path of a tokenizer.json"""
+    vocab_size: int = 4096
+    """of bpe"""
+    length: int = 128
+    """the most tokens of a source or a target; longer pairs are left out"""
+    held_out: int = 2000
+    """pairs held out, but at most a tenth"""
+    data_seed: int = 0
+    """seed of the data's order"""
+    steps: int = 2000
+    """length of the run and of the schedule"""
+    batch_size: int = 64
+    """pairs a step"""
+    precision: Literal["f32", "bf16"] = "f32"
+    """of the computation; parameters are f32"""
+    smoothing: float = 0.1
+    """the part of a target that is spread over the vocabulary"""
+    bleu: Literal["auto", "char", "13a", "intl", "zh", "ja-mecab"] = "auto"
+    """what BLEU takes for words (auto: characters of numbers and names, else 13a)"""
+    model: EncoderDecoderConfig = EncoderDecoderConfig()
+    optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "length", "held_out"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        if self.data_seed < 0:
+            raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"--smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
+        if self.batch_size % self.optim.accumulate:
+            raise ConfigError(
+                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
+            )
+
+
+def experiment(config: Config) -> Experiment:
+    data = load_pairs(
+        config.data,
+        target=config.target,
+        language=config.language,
+        tokenizer=config.tokenizer,
+        vocab_size=config.vocab_size,
+        length=config.length,
+        held_out=config.held_out,
+        seed=config.data_seed,
+        say=print,
+    )
+    lengths = data.validation.source.shape[1], data.validation.targets.shape[1]
+    model = encoder_decoder(config.model, data.vocab, lengths, PRECISIONS[config.precision])
+    operations = forward_flops(config.model, data.vocab, config.batch_size, *lengths)
+    words = config.bleu if config.bleu != "auto" else "char" if config.data in ("numbers", "names") else "13a"
+    scores = scoring(words)
+    translate = translator(model, data)
+    pad = data.specials.pad
+
+    def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
+        def sums(batch: Pairs) -> tuple[Array, Array, Array]:
+            logits = teacher_forced(model, state.evaluated, batch, pad)
+            hits = (logits.argmax(-1) == batch.targets) * batch.weights
+            return cross_entropy(logits, batch.targets, batch.weights), hits.sum(), jnp.sum(batch.weights)
+
+        total, hits, weight = summed(sums, data.validation, config.batch_size)
+        return {"val/loss": Mean(total, weight), "val/accuracy": Mean(hits, weight)}
+
+    def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
+        variables = {"params": state.evaluated}
+        tokens = translate(variables, data.validation.source)
+        found = [data.text(row) for row in tokens]
+        lines = ["\t".join((*pair, text)) for pair, text in zip(data.texts, found, strict=True)]
+        (folder / "translations.tsv").write_text("\n".join(["source\treference\ttranslation", *lines]) + "\n")
+        draw_attention(model, variables, data, tokens[:SHOWN], folder / "attention.png")
+        return scores(found, [target for _, target in data.texts])
+
+    return Experiment(
+        init=make_init(model, model.inputs(), config.optim),
+        step=make_step(smoothed(model, pad, config.smoothing), config.optim, config.steps),
+        evaluate=evaluate,
+        data=data.train,
+        batch_size=config.batch_size,
+        report=report,
+        monitor="-val/chrf",
+        hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        assets=data.save,
+        weights=("params", "ema"),
+        flops={jnp.dtype(model.dtype).name: 3 * operations},
+    )
+
+
+def teacher_forced(
+    model: EncoderDecoder, params: PyTree, batch: Pairs, pad: int, dropout_key: Key[Array, ""] | None = None
+) -> Float[Array, "batch length vocab"]:
+    """What the model says of each target's token, given the source and the target's tokens before it."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    segments = (jnp.asarray(batch.source) != pad).astype(jnp.int32)
+    inputs = batch.source, batch.inputs, segments
+    return cast(Array, model.apply({"params": params}, *inputs, deterministic=dropout_key is None, rngs=rngs))
+
+
+def smoothed(model: EncoderDecoder, pad: int, smoothing: float) -> Objective:
+    """The cross-entropy of targets of which a part is spread over the whole vocabulary (Szegedy et al. 2016, sec. 7)."""
+
+    def objective(params: PyTree, batch: Pairs, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        logits = teacher_forced(model, params, batch, pad, key)
+        own = cross_entropy(logits, batch.targets, batch.weights)
+        others = jnp.sum((jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)) * batch.weights)
+        return (1 - smoothing) * own + smoothing * others, jnp.sum(batch.weights)
+
+    return objective
+
+
+def translator(model: EncoderDecoder, data: PairData) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """`(variables, source) -> tokens`, each row up to its end, by the most probable token at a time."""
+    pad, begin, end = data.specials
+    length = model.lengths[1]
+
+    @jax.jit
+    def some(variables: PyTree, source: Int[Array, "batch source"]) -> Int[Array, "batch length"]:
+        segments = (source != pad).astype(jnp.int32)
+        prompts = jnp.full((len(source), 1), begin, jnp.int32)
+        logits, cache = prefill(model, variables, source, segments, prompts, length)
+
+        def advance(carry: tuple) -> tuple:
+            number, tokens, logits, cache = carry
+            done = (tokens == end).any(axis=1)
+            new = jnp.where(done, end, logits.argmax(-1)).astype(jnp.int32)
+            logits, cache = step(model, variables, new[:, None], cache)
+            return number + 1, tokens.at[:, number].set(new), logits, cache
+
+        def unfinished(carry: tuple) -> Array:
+            return (carry[0] < length) & ~(carry[1] == end).any(axis=1).all()
+
+        return jax.lax.while_loop(unfinished, advance, (0, jnp.full((len(source), length), pad), logits, cache))[1]
+
+    def translate(variables: PyTree, source: np.ndarray) -> np.ndarray:
+        rows = min(ROWS, len(source))
+        filled = np.pad(source, ((0, -len(source) % rows), (0, 0)), constant_values=pad)
+        parts = [np.asarray(some(variables, filled[i : i + rows])) for i in range(0, len(filled), rows)]
+        return np.concatenate(parts)[: len(source)]
+
+    return translate
+
+
+def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
+    """`(translations, references) -> metrics`: exact matches as a fraction, BLEU (Papineni et al. 2002) over words of
+    that kind and chrF (Popovic 2015) of 100.
+    """
+    try:
+        metrics = importlib.import_module("sacrebleu.metrics")
+        bleu, chrf = metrics.BLEU(tokenize=words), metrics.CHRF()
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed; it comes with the extra: pip install 'jaxarch[data]'."
+        ) from None
+
+    def scores(found: Sequence[str], references: Sequence[str]) -> Metrics:
+        exact = np.mean([one == other for one, other in zip(found, references, strict=True)])
+        values = {
+            "val/exact_match": exact,
+            "val/bleu": bleu.corpus_score(found, [references]).score,
+            "val/chrf": chrf.corpus_score(found, [references]).score,
+        }
+        return {name: jnp.float32(value) for name, value in values.items()}
+
+    return scores
+
+
+def draw_attention(model: EncoderDecoder, variables: PyTree, data: PairData, tokens: np.ndarray, path: Path) -> None:
+    """Of the first held-out pairs, how much of its attention each token of the translation gave each of the source."""
+
+
+if __name__ == "__main__":
+    main(experiment, Config)

@@ -28,6 +28,7 @@ from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import (
     Processor,
     Prompts,
+    Sampler,
     distribution,
     generate,
     left_pad,
@@ -103,6 +104,21 @@ def complete(
     return [tokenizer.decode(text) for text in texts]
 
 
+def drawing(
+    model: Decoder,
+    variables: PyTree,
+    sampler: Sampler,
+    stop_token: int | None = None,
+    processors: tuple[Processor, ...] = (),
+) -> Write:
+    """Token by token, by `decoding.generate`."""
+
+    def write(prompts: Prompts, count: int, key: Key[Array, ""]) -> Int[Array, "batch new_tokens"]:
+        return generate(model, variables, prompts, count, key, sampler, stop_token, processors)
+
+    return write
+
+
 def until(end: int | None, tokens: np.ndarray) -> np.ndarray:
     """The tokens before the first end of a document."""
     stops = np.flatnonzero(tokens == end) if end is not None else []
@@ -136,8 +152,7 @@ def writer(arguments: Arguments, model: Decoder, variables: PyTree, tokenizer: T
     choice = temperature, arguments.top_k, arguments.top_p, arguments.min_p
     rest = tokenizer.end, processors_of(arguments)
     if arguments.draft is None:
-        sampler = sampling(*choice)
-        return lambda prompts, count, key: generate(model, variables, prompts, count, key, sampler, *rest), model.length
+        return drawing(model, variables, sampling(*choice), *rest), model.length
     draft, draft_variables, draft_tokenizer = decoder_of(arguments.draft)
     if draft_tokenizer.to_json() != tokenizer.to_json():
         raise ConfigError(f"the tokeniser of --draft {arguments.draft} is not that of {arguments.run}.")

@@ -164,7 +164,7 @@ def test_a_language_model_on_text_of_its_own(gpt, tmp_path, monkeypatch):
     first, *_, last = log(folder)
     assert last["val/loss"] < first["val/loss"] - 0.5 and last["val/perplexity"] > 1
     found = exported(folder, tmp_path / "out", monkeypatch)
-    model, params, tokenizer = restored(folder)
+    _, params, tokenizer = restored(folder)
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
     assert found.tokenizer.to_json() == tokenizer.to_json() and "readout" not in params
     monkeypatch.setattr("sys.argv", ["generate", str(folder), "--prompt", "the good", "--tokens", "5"])

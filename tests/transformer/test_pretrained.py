@@ -25,7 +25,7 @@ from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.decoding import generate, left_pad
-from jaxarch.transformer.generate import restored
+from jaxarch.transformer.finished import restored
 from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
 from jaxarch.transformer.pretrained.folder import FAMILIES, family_for, family_of, layout_of, shapes_of

@@ -36,7 +36,7 @@ from jaxarch.transformer.decoder import Decoder, decoder
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.encoder import Encoder, encoder
 from jaxarch.transformer.finished import save_description
-from jaxarch.transformer.generate import complete
+from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.lora import LoraConfig, Tune, TunedState, divided, make_tuned_step, tuned_state
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained
 from jaxarch.transformer.pretrained.minilm import minilm
@@ -331,7 +331,8 @@ def language_model(config: Config) -> Experiment:
 
     def report(state: TunedState, key: Key[Array, ""], folder: Path) -> Metrics:
         whole = jax.jit(lambda state: state.whole(config.lora.scale))(state)
-        texts = complete(base.model, whole, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key, sampling(0.8))
+        write = drawing(base.model, {"params": whole}, sampling(0.8), data.tokenizer.end)
+        texts = complete(write, base.model.length, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key)
         (folder / "samples.txt").write_text("\n---\n".join(text.strip("\n") for text in texts) + "\n")
         return {}
 

@@ -34,7 +34,7 @@ from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.embedding import embed
 from jaxarch.transformer.encoder import Encoder
-from jaxarch.transformer.generate import complete
+from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained
 from jaxarch.transformer.pretrained.minilm import minilm
 from jaxarch.transformer.reading import classify, fill, tag
@@ -109,8 +109,10 @@ def answer(found: Pretrained, arguments: Arguments) -> list[str]:
 
 def continued(found: Pretrained, arguments: Arguments) -> list[str]:
     assert found.tokenizer is not None
-    given = found.model, found.params, found.tokenizer, list(arguments.prompt), arguments.tokens
-    texts = complete(*given, jax.random.key(arguments.seed), sampling(arguments.temperature))
+    sampler = sampling(arguments.temperature)
+    write = drawing(found.model, {"params": found.params}, sampler, found.tokenizer.end)
+    key = jax.random.key(arguments.seed)
+    texts = complete(write, found.model.length, found.tokenizer, arguments.prompt, arguments.tokens, key)
     return "\n---\n".join(texts).split("\n")
 
 

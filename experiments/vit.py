@@ -75,7 +75,7 @@ class Config:
     """seed of what is held out"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 1500
+    steps: int = 2000
     """length of the run and of the schedule"""
     batch_size: int = 64
     """pictures a step"""
@@ -83,7 +83,7 @@ class Config:
     """of the computation; parameters are f32"""
     eval_pictures: int = 10_000
     """held-out pictures that an evaluation reads at most"""
-    model: VisionConfig = VisionConfig()
+    model: VisionConfig = VisionConfig(dropout=0.1)
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=1e-2)
     augment: AugmentConfig = AugmentConfig()
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from jaxarch.data.text import TextData, load_text, windows
 from jaxarch.run import ConfigError, Experiment, Metrics, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
-from jaxarch.transformer.decoding import Prompts, generate, sampling
-from jaxarch.transformer.generate import complete
+from jaxarch.transformer.decoding import sampling
+from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -104,10 +104,7 @@ def experiment(config: Config) -> Experiment:
     validation = windows(data.validation[: config.eval_tokens + 1], config.length)
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        def write(prompts: Prompts, count: int, key: Key[Array, ""]) -> Int[Array, "batch new_tokens"]:
-            variables = {"params": state.evaluated}
-            return generate(model, variables, prompts, count, key, sampling(0.8), data.tokenizer.end)
-
+        write = drawing(model, {"params": state.evaluated}, sampling(0.8), data.tokenizer.end)
         texts = complete(write, model.length, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key)
         (folder / "samples.txt").write_text("\n---\n".join(text.strip("\n") for text in texts) + "\n")
         return {}

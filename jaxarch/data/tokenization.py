@@ -15,16 +15,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxarch.run.protocol import ConfigError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
 FILE = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 # What a tokeniser of the user's may call the token that separates documents.
 END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+MASK_NAMES = ("[MASK]", "<mask>")
+PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>")
 CODE_POINTS = 0x110000
 
 
@@ -39,6 +45,11 @@ class Tokenizer(ABC):
     @property
     def end(self) -> int | None:
         """The token written between documents; None: documents are joined by a newline."""
+        return None
+
+    @property
+    def mask(self) -> int | None:
+        """The token that stands for one that is missing, where there is one."""
         return None
 
     @abstractmethod
@@ -116,6 +127,17 @@ class Bytes(Tokenizer):
         return json.dumps({"type": "bytes"})
 
 
+class Framed(NamedTuple):
+    """Texts as an encoder reads them: framed by special tokens, padded to the right.
+
+    types: which text of a pair a token is of. mask: 1 for tokens, 0 for padding.
+    """
+
+    tokens: Int32[np.ndarray, "batch length"]
+    types: Int32[np.ndarray, "batch length"]
+    mask: Int32[np.ndarray, "batch length"]
+
+
 class Subwords(Tokenizer):
     """A tokeniser of the `tokenizers` library, given as the text of its `tokenizer.json`."""
 
@@ -132,8 +154,12 @@ class Subwords(Tokenizer):
         self._tokenizer.no_padding()
         # Not the number of entries: a file may leave numbers out.
         self._vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        ends = (self._tokenizer.token_to_id(name) for name in END_NAMES)
-        self._end = next((end for end in ends if end is not None), None)
+        self._end, self._mask, self._pad = map(self._first, (END_NAMES, MASK_NAMES, PAD_NAMES))
+
+    def _first(self, names: Sequence[str]) -> int | None:
+        """The number of the first of these names that is a token."""
+        numbers = (self._tokenizer.token_to_id(name) for name in names)
+        return next((number for number in numbers if number is not None), None)
 
     @property
     def vocab(self) -> int:
@@ -143,12 +169,44 @@ class Subwords(Tokenizer):
     def end(self) -> int | None:
         return self._end
 
+    @property
+    def mask(self) -> int | None:
+        return self._mask
+
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_batch(self, texts: list[str]) -> list[Int32[np.ndarray, " _"]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def frame(self, texts: Sequence[str | tuple[str, str]], length: int) -> Framed:
+        """Texts or pairs of texts with the special tokens that the file frames them with, as [CLS] and [SEP].
+
+        length: the most tokens of one, special ones among them; what is longer loses its end, of a pair the longer one
+            first. The rows are as long as the longest of them.
+        Raises ConfigError where that leaves no room for a text.
+        """
+        framing = self._framing
+        special = framing.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
+        if length <= special:
+            raise ConfigError(f"a length of {length} leaves no room beside {special} special tokens; 128 would do.")
+        framing.enable_truncation(length)
+        encodings = framing.encode_batch(list(texts))
+        longest = max((len(encoding.ids) for encoding in encodings), default=0)
+        tokens = np.full((len(encodings), longest), self._pad or 0, np.int32)
+        types, mask = np.zeros_like(tokens), np.zeros_like(tokens)
+        for row, encoding in enumerate(encodings):
+            own = slice(len(encoding.ids))
+            tokens[row, own], types[row, own], mask[row, own] = encoding.ids, encoding.type_ids, 1
+        return Framed(tokens, types, mask)
+
+    @cached_property
+    def _framing(self) -> Library:
+        """One of its own, for the library's tokenisers carry the length at which they cut as a state."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self.to_json())
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,16 +15,9 @@ from jaxarch.attention import attention, attention_weights
 from jaxarch.attention.cache import KeyValues, append, padding_bias
 from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
-from jaxarch.transformer.positions import UNSCALED, RotaryScaling, alibi, rotary, rotary_frequencies
+from jaxarch.transformer.positions import Rotary, alibi, rotary, rotary_frequencies
 
 PROJECTIONS = ("query", "key", "value", "out")
-
-
-class Rotary(NamedTuple):
-    """Queries and keys are turned by their position: the base of the frequencies, and how they are scaled."""
-
-    base: float = 10000.0
-    scaling: RotaryScaling = UNSCALED
 
 
 class SelfAttention(nn.Module):
@@ -33,7 +26,7 @@ class SelfAttention(nn.Module):
     The projections are apart, not fused: published weights, orthogonalised updates and a cut by heads
     all want each matrix on its own.
 
-    causal, window, scale, soft_cap: of `jaxarch.attention.attention`.
+    causal, window, scale, soft_cap: of `jaxarch.attention.attention`. rotary: None for none.
     alibi: a bias against distance.
     qk_norm: makes the norm of each head's queries and keys (Henry et al. 2020); None for none.
     biases: those of the projections, by `PROJECTIONS`, that have one.
@@ -67,11 +60,11 @@ class SelfAttention(nn.Module):
         # Frequencies that follow the length would leave turned keys behind: the cache holds them as they were, and
         # each call turns them all (Peng et al. 2023, sec. 3.3). Even so the tokens of before have been through their
         # layers with the frequencies of their time, as they would not in one pass over the longer text.
-        late = self.rotary is not None and self.rotary.scaling.kind == "dynamic"
+        late = self.rotary is not None and self.rotary.scaling == "dynamic"
         turn = None
         if self.rotary is not None:
             length = positions.max(axis=-1) + 1 if late else 0
-            turn = rotary_frequencies(self.head_dim, *self.rotary, length)
+            turn = rotary_frequencies(self.head_dim, self.rotary, length)
             q, k = rotary(q, positions, *turn), k if late else rotary(k, positions, *turn)
         biases = [] if context.bias is None else [context.bias]
         key_positions = positions

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -15,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.attention import PROJECTIONS, Rotary, SelfAttention
+from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.layers import (
+    Activation,
     Dense,
     Embedding,
     FeedForward,
@@ -27,7 +30,9 @@ from jaxarch.transformer.layers import (
     gelu,
     squared_relu,
 )
-from jaxarch.transformer.positions import RotaryScaling, ScalingKind, sinusoidal
+from jaxarch.transformer.positions import FAST_TURNS, Rotary, sinusoidal
+
+GATED: dict[str, Activation] = {"swiglu": jax.nn.silu, "geglu": gelu}
 
 
 @dataclass(frozen=True)
@@ -42,32 +47,34 @@ class ModelConfig:
     """heads of keys and values, each shared by a group of query heads (0: as many as heads)"""
     head_width: int = 0
     """of each head (0: dim / heads)"""
-    mlp: Literal["gelu", "relu2", "swiglu"] = "gelu"
+    window: tuple[int, ...] = (0,)
+    """keys that a query sees, itself among them (0: all of the past); of several, layers take theirs in turn"""
+    mlp: Literal["gelu", "relu2", "swiglu", "geglu"] = "gelu"
     """kind of feed-forward layer"""
     mlp_dim: int = 0
-    """its hidden width (0: 4 dim; for swiglu 8/3 dim, rounded up to a multiple of 64)"""
-    norm: Literal["layer", "rms"] = "layer"
+    """its hidden width (0: 4 dim; for swiglu and geglu 8/3 dim, rounded up to a multiple of 64)"""
+    norm: Literal["layer", "rms", "zero_centered_rms"] = "layer"
+    """zero-centered: the scale is 1 + its parameter"""
+    placement: Literal["pre", "both"] = "pre"
+    """of the norms: before each attention and feed-forward layer, or before and after"""
     positions: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = "learned"
-    rotary_base: float = 10000.0
-    """the longest wavelength of rotary positions is 2 pi times this"""
-    rotary_scaling: ScalingKind = "none"
-    """how their frequencies are lowered for texts longer than those of training"""
-    rotary_factor: float = 1.0
-    """how much: by about as much the texts may be longer"""
-    rotary_length: int = 0
-    """tokens of a text in training, before any scaling (linear needs none)"""
+    rotary: Rotary = Rotary()
+    scale_embedding: bool = False
+    """multiply the tokens' embedding by sqrt(dim)"""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys"""
     soft_cap: float = 0.0
     """keeps the output's logits within plus and minus this (0: off)"""
+    attention_scale: float = 0.0
+    """of the attention's logits (0: 1 / sqrt(width of a head))"""
     attention_soft_cap: float = 0.0
     """keeps the attention's logits within plus and minus this (0: off)"""
     tied: bool = True
     """read out with the embedding of the tokens"""
     bias: bool = False
     """biases in dense layers and LayerNorm"""
-    qkv_bias: bool = False
-    """biases of queries, keys and values alone"""
+    attention_bias: Literal["none", "qkv", "all"] = "none"
+    """biases in the attention alone: of queries, keys and values, or of all its projections"""
     eps: float = 1e-5
     """of the norms"""
     dropout: float = 0.0
@@ -81,7 +88,7 @@ class ModelConfig:
         for name in ("layers", "heads", "dim"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
-        for name in ("kv_heads", "head_width", "mlp_dim", "soft_cap", "attention_soft_cap"):
+        for name in ("kv_heads", "head_width", "mlp_dim", "soft_cap", "attention_scale", "attention_soft_cap"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--model.{option} {getattr(self, name):g} is below 0; 0 is the default.")
@@ -109,9 +116,16 @@ class ModelConfig:
                 f"--model.dim {self.dim} is odd, but --model.positions sinusoidal needs pairs; "
                 f"--model.dim {self.dim + 1} would do."
             )
-        if self.rotary_base <= 1:
-            raise ConfigError(f"--model.rotary-base {self.rotary_base:g} is not above 1; 10000 is usual.")
-        if self.rotary_scaling != "none":
+        if not self.window or min(self.window) < 0:
+            raise ConfigError(f"--model.window {_spaced(self.window)} is no number of keys; 0 is all of the past.")
+        if self.scan_layers and len(self.windows) > 1:
+            raise ConfigError(
+                f"--model.scan-layers compiles one kind of layer, but --model.window {_spaced(self.window)} makes "
+                f"{len(self.windows)}."
+            )
+        if self.rotary.base <= 1:
+            raise ConfigError(f"--model.rotary.base {self.rotary.base:g} is not above 1; 10000 is usual.")
+        if self.rotary.scaling != "none":
             self._check_scaling()
         if self.eps <= 0:
             raise ConfigError(f"--model.eps {self.eps:g} is not above 0; 1e-5 is usual.")
@@ -119,21 +133,36 @@ class ModelConfig:
             raise ConfigError(f"--model.dropout {self.dropout:g} is not in [0, 1); 0.1 is usual.")
 
     def _check_scaling(self) -> None:
-        kind = self.rotary_scaling
+        rotary, kind = self.rotary, self.rotary.scaling
         if self.positions != "rotary":
-            raise ConfigError(f"--model.rotary-scaling {kind} needs --model.positions rotary, not {self.positions}.")
-        if self.rotary_factor < 1:
-            raise ConfigError(f"--model.rotary-factor {self.rotary_factor:g} is below 1, which leaves all as it is.")
-        if kind != "linear" and self.rotary_length < 1:
+            raise ConfigError(f"--model.rotary.scaling {kind} needs --model.positions rotary, not {self.positions}.")
+        if rotary.factor < 1:
+            raise ConfigError(f"--model.rotary.factor {rotary.factor:g} is below 1, which leaves all as it is.")
+        if kind != "linear" and rotary.length < 1:
             raise ConfigError(
-                f"--model.rotary-scaling {kind} needs --model.rotary-length, the tokens of a text in training, "
-                f"not {self.rotary_length}; 8192 is Llama 3's."
+                f"--model.rotary.scaling {kind} needs --model.rotary.length, the tokens of a text in training, "
+                f"not {rotary.length}; 8192 is Llama 3's."
+            )
+        fast = rotary.fast_turns or FAST_TURNS.get(kind)
+        if fast is not None and not fast > rotary.slow_turns > 0:
+            raise ConfigError(
+                f"--model.rotary.slow-turns {rotary.slow_turns:g} is not between 0 and the fast turns, {fast:g}; 1 is "
+                "usual."
+            )
+        if rotary.attention_factor < 0:
+            raise ConfigError(
+                f"--model.rotary.attention-factor {rotary.attention_factor:g} is below 0; 0 is the default."
             )
         if kind == "dynamic" and self.head_dim == 2:
             raise ConfigError(
-                f"--model.rotary-scaling dynamic needs heads wider than --model.dim {self.dim} / --model.heads "
+                f"--model.rotary.scaling dynamic needs heads wider than --model.dim {self.dim} / --model.heads "
                 f"{self.heads} = 2; --model.dim {4 * self.heads} would do."
             )
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """`window` as short as it says the same: those of the kinds of layer, in turn."""
+        return in_turn([self.window[number % len(self.window)] for number in range(self.layers)])
 
     @property
     def head_dim(self) -> int:
@@ -142,8 +171,19 @@ class ModelConfig:
     @property
     def hidden(self) -> int:
         """Width of a feed-forward layer."""
-        swiglu = -(-8 * self.dim // (3 * 64)) * 64
-        return self.mlp_dim or (swiglu if self.mlp == "swiglu" else 4 * self.dim)
+        gated = -(-8 * self.dim // (3 * 64)) * 64
+        return self.mlp_dim or (gated if self.mlp in GATED else 4 * self.dim)
+
+
+def in_turn(each: Sequence[int]) -> tuple[int, ...]:
+    """The fewest that, taken in turn, are these."""
+    period = next(n for n in range(1, len(each) + 1) if [each[i % n] for i in range(len(each))] == [*each])
+    return tuple(each[:period])
+
+
+def _spaced(numbers: tuple[int, ...]) -> str:
+    """As they stand on the command line."""
+    return " ".join(map(str, numbers))
 
 
 def _near_divisors(number: int, wanted: int) -> str:
@@ -198,11 +238,14 @@ class Decoder(nn.Module):
         init = nn.initializers.normal(_embedding_std(config))
         embedding = Embedding(self.vocab, config.dim, self.dtype, init, name="embedding")
         x = embedding(tokens)
+        if config.scale_embedding or config.positions == "sinusoidal":
+            # Up to the size of the sines (Vaswani et al. 2017, sec. 3.4), or of what layers add. The root is rounded to
+            # the type of the computation, as in Gemma.
+            x = x * config.dim**0.5
         if config.positions == "learned":
             x = x + Embedding(self.length, config.dim, self.dtype, init, name="positions")(positions)
         elif config.positions == "sinusoidal":
-            # The tokens are scaled up to the size of the sines (Vaswani et al. 2017, sec. 3.4).
-            x = x * config.dim**0.5 + sinusoidal(positions, config.dim).astype(x.dtype)
+            x = x + sinusoidal(positions, config.dim).astype(x.dtype)
         x = nn.Dropout(config.dropout)(x, deterministic)
         index, start = (0, None) if cache is None else (cache.index, cache.start)
         depth = Depth(config.layers, config.remat, config.scan_layers)
@@ -233,45 +276,59 @@ def decoder(config: ModelConfig, vocab: int, length: int, dtype: DTypeLike = jnp
     length: the most tokens that learned positions can tell apart.
     dtype: of the computation, float32 or bfloat16; parameters are float32.
     """
-    norm = partial(RMSNorm, eps=config.eps)
-    if config.norm == "layer":
-        norm = partial(LayerNorm, use_bias=config.bias, eps=config.eps)
+    rms = partial(RMSNorm, config.norm == "zero_centered_rms", config.eps)
+    norm = partial(LayerNorm, config.bias, config.eps) if config.norm == "layer" else rms
     # What each layer adds to the residual stream shrinks with their number (Radford et al. 2019, sec. 2.3).
     out_init = nn.initializers.normal(0.02 / (2 * config.layers) ** 0.5)
-    scaling = RotaryScaling(config.rotary_scaling, config.rotary_factor, config.rotary_length)
+    biased = {"none": (), "qkv": PROJECTIONS[:3], "all": PROJECTIONS}
     attention = partial(
         SelfAttention,
         config.heads,
         config.kv_heads or config.heads,
         config.head_dim,
+        scale=config.attention_scale or None,
         soft_cap=config.attention_soft_cap or None,
-        rotary=Rotary(config.rotary_base, scaling) if config.positions == "rotary" else None,
+        rotary=config.rotary if config.positions == "rotary" else None,
         alibi=config.positions == "alibi",
-        qk_norm=partial(RMSNorm, eps=config.eps) if config.qk_norm else None,
-        biases=PROJECTIONS if config.bias else ("query", "key", "value") if config.qkv_bias else (),
+        qk_norm=rms if config.qk_norm else None,
+        biases=PROJECTIONS if config.bias else biased[config.attention_bias],
         out_init=out_init,
     )
-    if config.mlp == "swiglu":
-        feed_forward = partial(GatedFeedForward, config.hidden, use_bias=config.bias, out_init=out_init)
-    else:
-        activation = gelu if config.mlp == "gelu" else squared_relu
-        feed_forward = partial(FeedForward, config.hidden, activation, use_bias=config.bias, out_init=out_init)
-    block = partial(Block, norm, attention, feed_forward, dropout=config.dropout)
-    return Decoder(config, vocab, length, (block,), norm, dtype)
+    feed_forward = partial(
+        GatedFeedForward if config.mlp in GATED else FeedForward,
+        config.hidden,
+        {**GATED, "gelu": gelu, "relu2": squared_relu}[config.mlp],
+        use_bias=config.bias,
+        out_init=out_init,
+    )
+    blocks = tuple(
+        partial(
+            Block,
+            norm,
+            partial(attention, window=window or None),
+            feed_forward,
+            placement=config.placement,
+            dropout=config.dropout,
+        )
+        for window in config.windows
+    )
+    return Decoder(config, vocab, length, blocks, norm, dtype)
 
 
 def forward_flops(config: ModelConfig, vocab: int, batch: int, length: int) -> int:
     """Floating-point operations of the products of a forward pass over `[batch, length]` tokens.
 
     Two for each token and each parameter that multiplies it, the read-out's among them but no table's (Kaplan et al.
-    2020, sec. 2.1), and attention's over the pairs that the causal mask shows. A training step takes three times as
-    many: each product has two in the backward pass (Chowdhery et al. 2022, app. B).
+    2020, sec. 2.1), and attention's over the pairs that the causal mask and the windows show. A training step takes
+    three times as many: each product has two in the backward pass (Chowdhery et al. 2022, app. B).
     """
     c, kv_heads = config, config.kv_heads or config.heads
     projections = projection_flops(batch, length, c.dim, c.heads, kv_heads, c.head_dim)
-    attention = flops(visible_pairs(length, length, causal=True), batch, c.heads, c.head_dim, c.head_dim)
-    feed_forward = 2 * batch * length * c.dim * c.hidden * (3 if c.mlp == "swiglu" else 2)
-    return c.layers * (projections + attention + feed_forward) + 2 * batch * length * c.dim * vocab
+    feed_forward = 2 * batch * length * c.dim * c.hidden * (3 if c.mlp in GATED else 2)
+    pairs = {window: visible_pairs(length, length, causal=True, window=window or None) for window in set(c.windows)}
+    all_pairs = sum(pairs[c.windows[number % len(c.windows)]] for number in range(c.layers))
+    attention = flops(all_pairs, batch, c.heads, c.head_dim, c.head_dim)
+    return c.layers * (projections + feed_forward) + attention + 2 * batch * length * c.dim * vocab
 
 
 def _embedding_std(config: ModelConfig) -> float:

@@ -5,9 +5,10 @@ Vaswani et al. 2017, fig. 1, and T5 (Raffel et al. 2020), which has other norms,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from functools import lru_cache, partial
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -18,9 +19,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
+from jaxarch.data.pairs import Specials
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, CrossAttention, Rotary, SelfAttention
+from jaxarch.transformer.beams import Beams, beam_search
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
+from jaxarch.transformer.decoding import Prompts, decode
 from jaxarch.transformer.layers import (
     Activation,
     Dense,
@@ -230,6 +234,40 @@ class Side(nn.Module):
         return self.norm(name="norm")(x) if config.placement == "pre" else x, cache
 
 
+class Encoder(nn.Module):
+    """The encoder alone, as published embeddings of texts have it; its parameters are a part of an encoder-decoder's.
+
+    length: the most tokens that learned positions can tell apart.
+    """
+
+    config: EncoderDecoderConfig
+    vocab: int
+    length: int
+    side: MakeModule
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(_std(self.config))
+        self.embedding = Embedding(self.vocab, self.config.dim, self.dtype, init)
+        self.encoder = self.side()
+
+    def inputs(self) -> tuple[Int[Array, "1 1"]]:
+        """The smallest inputs with which `init` makes all parameters."""
+        return (jnp.zeros((1, 1), jnp.int32),)
+
+    def __call__(
+        self,
+        source: Int[Array | np.ndarray, "batch source"],
+        segments: Int[Array | np.ndarray, "batch source"] | None = None,
+        positions: Int[Array | np.ndarray, "#batch source"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch source dim"]:
+        """As `EncoderDecoder.encode`."""
+        positions = _positions(self.config, source, positions, self.length)
+        context = Context(positions, segments=None if segments is None else jnp.asarray(segments))
+        return self.encoder(self.embedding(source), context, None, deterministic)[0]
+
+
 class EncoderDecoder(nn.Module):
     """`encode` makes a memory of the source, `decode` says what follows a target's tokens; called, both.
 
@@ -287,7 +325,7 @@ class EncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch source dim"]:
         """What the decoder attends to, in the type of the computation."""
-        positions = self._positions(source, positions, self.lengths[0], None)
+        positions = _positions(self.config, source, positions, self.lengths[0])
         context = Context(positions, segments=None if segments is None else jnp.asarray(segments))
         return self.encoder(self.embedding(source), context, None, deterministic)[0]
 
@@ -307,7 +345,7 @@ class EncoderDecoder(nn.Module):
             calls go without.
         segments: numbers of packed targets; not with a cache.
         """
-        positions = self._positions(tokens, positions, self.lengths[1], cache)
+        positions = _positions(self.config, tokens, positions, self.lengths[1], cache)
         context = Context(
             positions,
             *((0, None) if cache is None else (cache.index, cache.start)),
@@ -325,16 +363,6 @@ class EncoderDecoder(nn.Module):
         logits = self.embedding.attend(x) if self.config.tied else self.readout(x)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return logits if cache is None else (logits, cache)
-
-    def _positions(
-        self, tokens: Array | np.ndarray, positions: Array | np.ndarray | None, most: int, cache: Cache | None
-    ) -> Int[Array, "#batch length"]:
-        length = tokens.shape[1]
-        if positions is not None:
-            return jnp.asarray(positions)
-        if self.config.positions == "learned" and length > most:
-            raise ConfigError(f"{length} tokens do not fit the model's length; {most} would.")
-        return jnp.arange(length)[None] if cache is None else next_positions(cache, length)
 
     def empty_cache(self, slots: int, start: Int[Array, "batch"]) -> Cache:
         """Room for `slots` tokens of targets whose first real token will stand in slot `start`."""
@@ -374,6 +402,27 @@ def encoder_decoder(
     return EncoderDecoder(config, vocab, lengths, (sides[0], sides[1]), dtype)
 
 
+def encoder(config: EncoderDecoderConfig, vocab: int, length: int, dtype: DTypeLike = jnp.float32) -> Encoder:
+    """The encoder of `encoder_decoder` alone."""
+    return Encoder(config, vocab, length, encoder_decoder(config, vocab, (length, 0), dtype).sides[0], dtype)
+
+
+def _positions(
+    config: EncoderDecoderConfig,
+    tokens: Array | np.ndarray,
+    positions: Array | np.ndarray | None,
+    most: int,
+    cache: Cache | None = None,
+) -> Int[Array, "#batch length"]:
+    """Those given, or on from where the cache stands. Raises ConfigError where learned ones are too few."""
+    length = tokens.shape[1]
+    if positions is not None:
+        return jnp.asarray(positions)
+    if config.positions == "learned" and length > most:
+        raise ConfigError(f"{length} tokens do not fit the model's length; {most} would.")
+    return jnp.arange(length)[None] if cache is None else next_positions(cache, length)
+
+
 def _std(config: EncoderDecoderConfig) -> float:
     """Of the embeddings at the start: 1 where a scaled read-out asks for it, so that T5's logits are of size 1; else
     0.02, or less where a wide tied read-out's logits would not start near 0.
@@ -383,46 +432,71 @@ def _std(config: EncoderDecoderConfig) -> float:
     return min(0.02, 0.15 / config.dim**0.5) if config.tied else 0.02
 
 
-class Prefilled(NamedTuple):
-    """The logits of each target's next token, and the cache that goes on from there."""
-
-    logits: Float[Array, "batch vocab"]
-    cache: Cache
-
-
 def prefill(
     model: EncoderDecoder,
     variables: PyTree,
     source: Int[Array | np.ndarray, "batch source"],
     source_segments: Int[Array | np.ndarray, "batch source"] | None,
-    prompts: Int[Array | np.ndarray, "batch length"],
+    prompts: Prompts,
     slots: int,
-    start: Int[Array, "batch"] | None = None,
-) -> Prefilled:
-    """Reads the sources and what their targets begin with.
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """The logits of each target's next token, and a cache of `slots` that holds what is made of the source.
 
-    slots: tokens of a target that the cache has room for, its beginning among them.
-    start: the first slot of each row's beginning that counts; None: 0.
+    prompts: what the targets begin with.
     Raises ConfigError where learned positions are fewer than slots.
     """
     if model.config.positions == "learned" and slots > model.lengths[1]:
         raise ConfigError(f"targets of {slots} tokens do not fit the model's length; {model.lengths[1]} would.")
     memory = model.apply(variables, source, source_segments, method="encode")
-    cache = model.empty_cache(slots, jnp.zeros(len(source), jnp.int32) if start is None else start)
-    logits, cache = _decode(model, variables, prompts, cache, memory, source_segments)
-    return Prefilled(logits, cache)
+    cache = model.empty_cache(slots, prompts.tokens.shape[1] - prompts.lengths)
+    given = prompts.tokens, memory, source_segments
+    logits, cache = cast(Any, model.apply(variables, *given, cache=cache, method="decode"))
+    return logits[:, -1], cache
 
 
 def step(
     model: EncoderDecoder, variables: PyTree, tokens: Int[Array | np.ndarray, "batch length"], cache: Cache
-) -> Prefilled:
-    """The same after `tokens` more, which follow those in the cache. Pure: compile it, and donate the cache."""
-    return Prefilled(*_decode(model, variables, tokens, cache, None, None))
+) -> tuple[Float[Array, "batch length vocab"], Cache]:
+    """The logits after each of the tokens, and the cache with them in it. Pure: compile it, and donate the cache."""
+    return cast(Any, model.apply(variables, tokens, cache=cache, method="decode"))
 
 
-def _decode(model: EncoderDecoder, variables: PyTree, tokens: Any, cache: Cache, *memory: Any) -> tuple[Array, Cache]:
-    logits, cache = cast(Any, model.apply(variables, tokens, *memory, cache=cache, method="decode"))
-    return logits[:, -1], cache
+GREEDY = Beams(1)
+
+
+def translate(
+    model: EncoderDecoder,
+    variables: PyTree,
+    source: Int[Array | np.ndarray, "batch source"],
+    specials: Specials,
+    new_tokens: int,
+    beams: Beams = GREEDY,
+) -> Int[Array, "batch new_tokens"]:
+    """The best target of each source that a search finds, up to its end, which fills its rest.
+
+    One compiled program, kept for the next call with the same model, numbers and shapes.
+
+    beams: of one beam, the most probable token at a time.
+    Raises ConfigError where learned positions are fewer than new tokens.
+    """
+    # Linen modules do have a hash, by their fields, which their type does not tell.
+    return _program(model, specials, new_tokens, beams)(variables, source)  # pyright: ignore[reportArgumentType]
+
+
+@lru_cache(maxsize=8)
+def _program(model: EncoderDecoder, specials: Specials, new_tokens: int, beams: Beams) -> Callable:
+    @jax.jit
+    def run(variables: PyTree, source: Array) -> Array:
+        prompts = Prompts(jnp.full((len(source), 1), specials.begin), jnp.ones(len(source), jnp.int32))
+        segments = (source != specials.pad).astype(jnp.int32)
+        # The last token is chosen, but no longer read: so the beginning has a slot.
+        logits, cache = prefill(model, variables, source, segments, prompts, new_tokens)
+        each = partial(step, model, variables)
+        if beams.width == 1:
+            return decode(each, logits, cache, prompts, new_tokens, jax.random.key(0), stop_token=specials.end)
+        return beam_search(each, logits, cache, prompts, new_tokens, beams, specials.end).tokens[:, 0]
+
+    return run
 
 
 def forward_flops(config: EncoderDecoderConfig, vocab: int, batch: int, source: int, length: int) -> int:

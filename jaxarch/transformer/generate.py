@@ -12,33 +12,31 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Int, Key, PyTree
 
-from jaxarch.data.tokenization import Tokenizer, load_tokenizer
+from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run import backend
-from jaxarch.run.checkpoint import Checkpoints, Damaged
-from jaxarch.run.command import exits, from_json, parsed_or_usage
-from jaxarch.run.load import chosen, saved_config
+from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.beams import Beams, search
-from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
+from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import (
     Processor,
     Prompts,
+    Sampler,
     distribution,
     generate,
     left_pad,
     repetition_penalty,
     sampling,
 )
+from jaxarch.transformer.finished import restored
 from jaxarch.transformer.speculation import generate_speculatively
-from jaxarch.transformer.training import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +104,21 @@ def complete(
     return [tokenizer.decode(text) for text in texts]
 
 
+def drawing(
+    model: Decoder,
+    variables: PyTree,
+    sampler: Sampler,
+    stop_token: int | None = None,
+    processors: tuple[Processor, ...] = (),
+) -> Write:
+    """Token by token, by `decoding.generate`."""
+
+    def write(prompts: Prompts, count: int, key: Key[Array, ""]) -> Int[Array, "batch new_tokens"]:
+        return generate(model, variables, prompts, count, key, sampler, stop_token, processors)
+
+    return write
+
+
 def until(end: int | None, tokens: np.ndarray) -> np.ndarray:
     """The tokens before the first end of a document."""
     stops = np.flatnonzero(tokens == end) if end is not None else []
@@ -139,12 +152,11 @@ def writer(arguments: Arguments, model: Decoder, variables: PyTree, tokenizer: T
     choice = temperature, arguments.top_k, arguments.top_p, arguments.min_p
     rest = tokenizer.end, processors_of(arguments)
     if arguments.draft is None:
-        sampler = sampling(*choice)
-        return lambda prompts, count, key: generate(model, variables, prompts, count, key, sampler, *rest), model.length
-    draft, draft_params, draft_tokenizer = restored(arguments.draft, "newest")
+        return drawing(model, variables, sampling(*choice), *rest), model.length
+    draft, draft_variables, draft_tokenizer = decoder_of(arguments.draft)
     if draft_tokenizer.to_json() != tokenizer.to_json():
         raise ConfigError(f"the tokeniser of --draft {arguments.draft} is not that of {arguments.run}.")
-    models = model, variables, draft, {"params": draft_params}
+    models = model, variables, draft, draft_variables
     drawn_from = distribution(*choice)
 
     def write(prompts: Prompts, count: int, key: Array) -> Array:
@@ -172,30 +184,12 @@ def checked(arguments: Arguments) -> None:
         raise ConfigError("--beams draws nothing; leave out --temperature, --top-k, --top-p and --min-p.")
 
 
-def restored(run: Path, step: str) -> tuple[Decoder, PyTree, Tokenizer]:
-    """The run's model, its parameters (the average where the run kept one) and tokeniser. Raises ConfigError."""
-    config: dict[str, Any] = saved_config(run)["config"]
-    if not {"model", "length", "precision"} <= config.keys():
+def decoder_of(run: Path, step: str = "newest") -> tuple[Decoder, PyTree, Tokenizer]:
+    """The run's model, its variables and its tokeniser. Raises ConfigError."""
+    model, params, tokenizer = restored(run, step)
+    if not isinstance(model, Decoder) or tokenizer is None:
         raise ConfigError(f"{run} is not the run of a decoder; there is nothing to generate from.")
-    tokenizer = load_tokenizer(run / "assets")
-    model_config = from_json(ModelConfig(), config["model"])
-    model = decoder(model_config, tokenizer.vocab, config["length"], PRECISIONS[config["precision"]])
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
-    try:
-        found = (
-            checkpoints.newest_raw(lambda text: print(f"generate: {text}", file=sys.stderr))
-            if step == "newest"
-            else None
-        )
-        state = (found or checkpoints.raw(number))["state"]
-    except Damaged as damage:
-        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None
-    params = jax.tree.map(jnp.asarray, state["ema"] or state["params"])
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-        raise ConfigError(f"{run} holds several replicas or points of a sweep; generate from a run of one.")
-    return model, params, tokenizer
+    return model, {"params": params}, tokenizer
 
 
 def main() -> None:
@@ -204,12 +198,12 @@ def main() -> None:
         arguments = parsed_or_usage(Arguments, program, __doc__ or "", sys.argv[1:])
         checked(arguments)
         backend.prepare()
-        model, params, tokenizer = restored(arguments.run, arguments.step)
+        model, variables, tokenizer = decoder_of(arguments.run, arguments.step)
         if arguments.beams:
-            texts = best(arguments, model, {"params": params}, tokenizer)
+            texts = best(arguments, model, variables, tokenizer)
         else:
             prompts = [prompt for prompt in arguments.prompt for _ in range(arguments.count)]
-            write, length = writer(arguments, model, {"params": params}, tokenizer)
+            write, length = writer(arguments, model, variables, tokenizer)
             texts = complete(write, length, tokenizer, prompts, arguments.tokens, jax.random.key(arguments.seed))
         print("\n---\n".join(text.strip("\n") for text in texts))
 

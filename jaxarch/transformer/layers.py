@@ -93,15 +93,23 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Zhang & Sennrich 2019, eq. 4, over the last axis."""
+    """Zhang & Sennrich 2019, eq. 4, over the last axis.
 
+    zero_centered: the scale is 1 + the parameter, which begins at 0 and so is what weight decay draws it to (Gemma).
+    """
+
+    zero_centered: bool = False
     eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
-        return (wide * self.param("scale", nn.initializers.ones, (x.shape[-1],))).astype(x.dtype)
+        init = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],))
+        if self.zero_centered:
+            scale = 1 + scale.astype(wide.dtype)  # first made wide: 1 + a small number is 1 in bfloat16
+        return (wide * scale).astype(x.dtype)
 
 
 Activation = Callable[[Array], Array]

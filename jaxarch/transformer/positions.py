@@ -33,67 +33,66 @@ def sinusoidal(positions: Int[Array, "*batch"], dim: int, base: float = 10000.0)
 
 # --- rotary -------------------------------------------------------------------------------------
 
-ScalingKind = Literal["none", "linear", "dynamic", "yarn", "llama3"]
+Scaling = Literal["none", "linear", "dynamic", "yarn", "llama3"]
+FAST_TURNS = {"yarn": 32.0, "llama3": 4.0}  # as published
 
 
 @dataclass(frozen=True)
-class RotaryScaling:
-    """How rotary frequencies are lowered for texts longer than those of training.
+class Rotary:
+    """How queries and keys are turned by their position, in the words of the command line.
 
-    kind: linear divides all of them (position interpolation, Chen et al. 2023). dynamic raises the base once a text is
-        longer than `length` (dynamic NTK, Peng et al. 2023, sec. 3.1 and 3.3). yarn divides those that turn seldom
-        within `length` and sharpens the attention (Peng et al. 2023, sec. 3.2 and 3.4); llama3 divides likewise
-        (Llama 3.1, Grattafiori et al. 2024, and its published code).
-    factor: by which they are divided, or how steeply dynamic goes; at least 1.
-    length: tokens of a text in training; linear needs none.
-    beta_fast, beta_slow: of yarn: frequencies that turn more often than the first are kept, less often than the second
-        divided.
-    high_factor, low_factor: the same of llama3.
+    Of the scalings, linear divides all frequencies (position interpolation, Chen et al. 2023). dynamic raises the base
+    once a text is longer than `length` (dynamic NTK, Peng et al. 2023, sec. 3.1 and 3.3). yarn divides those that turn
+    seldom within `length` and sharpens the attention (Peng et al. 2023, sec. 3.2 and 3.4); llama3 divides likewise
+    (Llama 3.1, Grattafiori et al. 2024, and its published code).
     """
 
-    kind: ScalingKind = "none"
+    base: float = 10000.0
+    """the longest wavelength is 2 pi times this"""
+    scaling: Scaling = "none"
+    """how frequencies are lowered for texts longer than those of training"""
     factor: float = 1.0
+    """by which they are divided, or how steeply dynamic goes: by about as much the texts may be longer"""
     length: int = 0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    high_factor: float = 4.0
-    low_factor: float = 1.0
-
-
-UNSCALED = RotaryScaling()
+    """tokens of a text in training, before any scaling (linear needs none)"""
+    fast_turns: float = 0.0
+    """of yarn and llama3: turns within that length from which on a frequency is kept (0: 32 and 4)"""
+    slow_turns: float = 1.0
+    """of yarn and llama3: turns up to which it is divided by all of the factor"""
+    attention_factor: float = 0.0
+    """of yarn: of turned queries and keys, so that the logits have its square (0: 0.1 ln(factor) + 1)"""
 
 
 def rotary_frequencies(
-    dim: int,
-    base: float = 10000.0,
-    scaling: RotaryScaling = UNSCALED,
-    length: int | Int[Array, "*rows"] = 0,
+    dim: int, rotary: Rotary = Rotary(), length: int | Int[Array, "*rows"] = 0
 ) -> tuple[Float[Array, "*rows pairs"], float]:
     """Radians a position of each pair, base ** (-2 i / dim) scaled, and the factor of turned queries and keys.
 
-    The factor is 1 except for yarn, 0.1 ln(scaling.factor) + 1; the logits have its square.
+    The factor is 1 except for yarn.
 
     dim: even; for dynamic above 2. length: tokens of the text at hand, which only dynamic asks for.
     """
+    base, factor = rotary.base, rotary.factor
+    fast, slow = rotary.fast_turns or FAST_TURNS.get(rotary.scaling, 0.0), rotary.slow_turns
     frequencies = _frequencies(dim, base)
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor, 1.0
-    if scaling.kind == "dynamic":
+    if rotary.scaling == "linear":
+        return frequencies / factor, 1.0
+    if rotary.scaling == "dynamic":
         # Beyond `length` even a factor of 1 raises the base, in the ratio of the lengths.
-        ratio = jnp.maximum(jnp.asarray(length, jnp.float32) / scaling.length, 1.0)
-        raised = base * (scaling.factor * ratio - (scaling.factor - 1)) ** (dim / (dim - 2))
+        ratio = jnp.maximum(jnp.asarray(length, jnp.float32) / rotary.length, 1.0)
+        raised = base * (factor * ratio - (factor - 1)) ** (dim / (dim - 2))
         return _frequencies(dim, raised[..., None]), 1.0
-    if scaling.kind == "yarn":
+    if rotary.scaling == "yarn":
         # The paper's ramp is linear in the turns, its code's in the pair's number, between whole numbers: weights were
         # trained with the code.
-        low = max(math.floor(_pair_turning(scaling.beta_fast, scaling.length, dim, base)), 0)
-        high = min(math.ceil(_pair_turning(scaling.beta_slow, scaling.length, dim, base)), dim - 1)
+        low = max(math.floor(_pair_turning(fast, rotary.length, dim, base)), 0)
+        high = min(math.ceil(_pair_turning(slow, rotary.length, dim, base)), dim - 1)
         kept = 1 - jnp.clip((jnp.arange(dim // 2) - low) / max(high - low, 0.001), 0, 1)
-        return _divided(frequencies, kept, scaling.factor), 0.1 * math.log(scaling.factor) + 1
-    if scaling.kind == "llama3":
-        turns = scaling.length * frequencies / (2 * math.pi)
-        kept = jnp.clip((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor), 0, 1)
-        return _divided(frequencies, kept, scaling.factor), 1.0
+        return _divided(frequencies, kept, factor), rotary.attention_factor or 0.1 * math.log(factor) + 1
+    if rotary.scaling == "llama3":
+        turns = rotary.length * frequencies / (2 * math.pi)
+        kept = jnp.clip((turns - slow) / (fast - slow), 0, 1)
+        return _divided(frequencies, kept, factor), 1.0
     return frequencies, 1.0
 
 

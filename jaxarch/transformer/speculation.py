@@ -171,8 +171,8 @@ def generate_speculatively(
         )
     if drafted < 1:
         raise ConfigError(f"--drafted {drafted} is below 1; 4 is usual.")
-    if model.config.rotary_scaling == "dynamic":
-        raise ConfigError("--model.rotary-scaling dynamic cannot be speculated with: it depends on the text's length.")
+    if "dynamic" in (model.config.rotary.scaling, draft.config.rotary.scaling):
+        raise ConfigError("--model.rotary.scaling dynamic cannot be speculated with: it depends on the text's length.")
     made_of = (model, draft, new_tokens, drafted, distribution, stop_token, processors)
     return _program(*made_of)(variables, draft_variables, prompts, key)  # pyright: ignore[reportArgumentType]
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, attention_weights, stack
-from jaxarch.transformer.layers import Activation, Dense, FeedForward, LayerNorm, dense, gelu, squared_relu
+from jaxarch.transformer.layers import Activation, Dense, FeedForward, LayerNorm, dense, exact_gelu, gelu, squared_relu
 
 Size = tuple[int, int]  # height and width
 
@@ -27,7 +27,7 @@ def _quick_gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": exact_gelu,
     "gelu_tanh": gelu,
     "quick_gelu": _quick_gelu,  # Hendrycks & Gimpel 2016, sec. 2, the form by a logistic function
     "relu": jax.nn.relu,
@@ -87,18 +87,17 @@ class VisionConfig:
 def patches(
     pictures: Float[Array, "batch height width channels"], patch: Size
 ) -> Float[Array, "batch patches features"]:
-    """The numbers of each patch: rows of patches from top to bottom; within one, columns, then rows, then channels."""
+    """The numbers of each patch, as they lie in the picture: row by row, within one patch as well."""
     batch, height, width, channels = pictures.shape
     down, across = patch
     cut = pictures.reshape(batch, height // down, down, width // across, across, channels)
-    return cut.transpose(0, 1, 3, 4, 2, 5).reshape(batch, -1, across * down * channels)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, down * across * channels)
 
 
 class PatchEmbedding(nn.Module):
     """A linear map of each patch (Dosovitskiy et al. 2021, eq. 1): a convolution whose stride is its kernel's size.
 
-    As a product it is faster on XLA:CPU. The kernel is `[patch width, patch height, channels, dim]`: a published one
-    with its axes in reverse.
+    As a product it is faster on XLA:CPU.
     """
 
     dim: int
@@ -106,7 +105,7 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, pictures: Float[Array, "batch height width channels"]) -> Float[Array, "batch patches dim"]:
-        shape = (self.patch[1], self.patch[0], pictures.shape[-1], self.dim)
+        shape = (*self.patch, pictures.shape[-1], self.dim)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))
         return dense(patches(pictures, self.patch), kernel.reshape(-1, self.dim), bias)
@@ -116,32 +115,32 @@ class Pooler(nn.Module):
     """activation(x kernel + bias)."""
 
     features: int
-    activation: Activation = jnp.tanh
+    activation: ActivationName = "tanh"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch dim"]) -> Float[Array, "batch features"]:
-        return self.activation(Dense(self.features, use_bias=True, name="dense")(x))
+        return ACTIVATIONS[self.activation](Dense(self.features, use_bias=True, name="dense")(x))
 
 
 class VisionTransformer(nn.Module):
     """Embedded patches with learned positions, a stack of blocks, norm, head (Dosovitskiy et al. 2021, eq. 1 to 4).
 
     image: height, width and channels of a picture.
-    head: maps the pooled tokens, `[batch, dim]`; None: the model gives all tokens.
-    labels: names of the classes, where the head tells classes apart.
+    labels: names of the classes that a linear head tells apart.
+    pooler: width and activation of another head, where there are no labels; without either the model gives all tokens.
     """
 
     config: VisionConfig
     image: tuple[int, int, int]
     block: MakeModule
     norm: MakeModule
-    head: MakeModule | None = None
     labels: tuple[str, ...] = ()
+    pooler: tuple[int, ActivationName] | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, pictures: Float[Array, "batch height width channels"], deterministic: bool = True
+        self, pictures: Float[Array | np.ndarray, "batch height width channels"], deterministic: bool = True
     ) -> Float[Array, "batch features"] | Float[Array, "batch tokens dim"]:
         """What the head gives, as logits, or else the last layer's tokens after their norm; in float32.
 
@@ -152,7 +151,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"pictures of {pictures.shape[1:]} are not of {self.image}; at_resolution gives a model for them."
             )
-        x = PatchEmbedding(config.dim, config.patch, name="patches")(pictures.astype(self.dtype))
+        x = PatchEmbedding(config.dim, config.patch, name="patches")(jnp.asarray(pictures, self.dtype))
         if config.pooling == "class":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, config.dim)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, config.dim)), x], axis=1)
@@ -164,8 +163,11 @@ class VisionTransformer(nn.Module):
         depth = Depth(config.layers, config.remat, config.scan_layers)
         x, _ = stack(self, (self.block,), depth, x, context, deterministic=deterministic)
         x = self.norm(name="norm")(x)
-        if self.head is not None:
-            x = self.head(name="head")(x[:, 0] if config.pooling == "class" else x.mean(axis=1))
+        pooled = x[:, 0] if config.pooling == "class" else x.mean(axis=1)
+        if self.labels:
+            x = Dense(len(self.labels), use_bias=True, kernel_init=nn.initializers.zeros, name="head")(pooled)
+        elif self.pooler is not None:
+            x = Pooler(*self.pooler, name="head")(pooled)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     @property
@@ -179,11 +181,15 @@ class VisionTransformer(nn.Module):
 
 
 def vision(
-    config: VisionConfig, image: tuple[int, int, int], labels: Sequence[str] = (), dtype: DTypeLike = jnp.float32
+    config: VisionConfig,
+    image: tuple[int, int, int],
+    labels: Sequence[str] = (),
+    pooler: tuple[int, ActivationName] | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> VisionTransformer:
-    """The model that the configuration describes, with a head that tells the labels apart, or without any.
+    """The model that the configuration describes.
 
-    image: height, width and channels.
+    image, labels, pooler: of `VisionTransformer`.
     dtype: of the computation, float32 or bfloat16; parameters are float32.
     Raises ConfigError where the patches do not fill the picture.
     """
@@ -202,8 +208,7 @@ def vision(
     hidden, activation = config.mlp_dim or 4 * config.dim, ACTIVATIONS[config.activation]
     feed_forward = partial(FeedForward, hidden, activation, use_bias=True)
     block = partial(Block, norm, attention, feed_forward, dropout=config.dropout)
-    head = partial(Dense, len(labels), use_bias=True, kernel_init=nn.initializers.zeros) if labels else None
-    return VisionTransformer(config, image, block, norm, head, tuple(labels), dtype)
+    return VisionTransformer(config, image, block, norm, tuple(labels), pooler, dtype)
 
 
 def grid(image: tuple[int, ...], patch: Size) -> Size:
@@ -257,7 +262,7 @@ def at_resolution(
 # --- what it looks at ---------------------------------------------------------------------------
 
 
-def rollout(weights: Sequence[Float[Array, "batch heads tokens tokens"]]) -> Float[Array, "batch tokens tokens"]:
+def rollout(weights: Sequence[Float[Array, "batch _ tokens tokens"]]) -> Float[Array, "batch tokens tokens"]:
     """How much of each token of the input is in each of the output, if a layer did nothing but mix them.
 
     weights: of each layer, the first one first. The mean of the heads and, for the residual stream, the identity count

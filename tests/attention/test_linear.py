@@ -249,21 +249,27 @@ def test_strong_decay_is_exact(name):
 
 @pytest.mark.parametrize("name", ["linear", "gates", "delta, gate"])
 def test_ten_thousand_steps_in_float32(name):
-    """Both forms lie within 2e-5 of the greatest output around the float64 recurrence; chunks do not add errors up."""
+    """Around the recurrence in float64, in parts of the greatest output: 3e-6 in chunks, 2e-5 or 2e-4 step by step.
+
+    The float32 nearest to exp(-1e-4) is off by 1e-8, which 10,000 steps multiply, and chunks do not.
+    """
     function, case = MEMBERS[name][0], inputs(name, 10_007, batch=1, kv_heads=1, group=1)
     if "log_decay" in case:
-        case["log_decay"] = case["log_decay"] / 1000
+        case["log_decay"] = np.full_like(case["log_decay"], -1e-4)
     with jax.enable_x64(True):
         exact = np.asarray(jax.jit(partial(function, form="recurrent"))(**case)[0])
     case = {key: jnp.asarray(x, jnp.float32) for key, x in case.items()}
-    for form, tolerance in (("chunked", 2e-6), ("recurrent", 2e-5)):
+    for form, tolerance in (("chunked", 3e-6), ("recurrent", 2e-4 if "log_decay" in case else 2e-5)):
         out = jax.jit(partial(function, form=form, chunk=16))(**case)[0]
         np.testing.assert_allclose(out, exact, rtol=0, atol=tolerance * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("name", ["linear", "delta, gates"])
 def test_memory_is_linear_in_the_length(name):
-    """No array of length x length, forward or backward, and temporaries that double with it."""
+    """No array of length x length, forward or backward, and temporaries that double with it.
+
+    They are a few times the inputs, since what a chunk needs is made again in the backward pass.
+    """
     function = MEMBERS[name][0]
 
     def compiled(length):
@@ -272,8 +278,9 @@ def test_memory_is_linear_in_the_length(name):
 
     one, two = compiled(512), compiled(1024)
     assert "1024,1024" not in two.as_text()
-    ratio = two.memory_analysis().temp_size_in_bytes / one.memory_analysis().temp_size_in_bytes
-    assert ratio <= 2.1, ratio
+    one, two = one.memory_analysis(), two.memory_analysis()
+    assert two.temp_size_in_bytes <= 2.1 * one.temp_size_in_bytes
+    assert two.temp_size_in_bytes <= 5 * two.argument_size_in_bytes
 
 
 def test_composes_with_vmap():
@@ -296,6 +303,22 @@ def test_retention_by_hand(form):
     out, state = retention(ones, ones, v, gamma=jnp.array([0.5]), form=form)
     np.testing.assert_allclose(out[0, :, 0, 0], [1, 2.5, 4.25], rtol=1e-6)
     np.testing.assert_allclose(state, [[[[4.25]]]], rtol=1e-6)
+    out, _ = retention(ones, ones, v, gamma=jnp.array([0.5]), scale=2.0, form=form)
+    np.testing.assert_allclose(out[0, :, 0, 0], [2, 5, 8.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["chunked", "recurrent"])
+def test_the_state_before_has_its_gradient_by_hand(form):
+    """It decays by 1/2 a step, and queries (2, 3) and (4, 8) read it: (2, 3) / 2 + (4, 8) / 4."""
+    q, k, v = jnp.array([[2.0, 3], [4, 8]])[None, :, None], jnp.ones((1, 2, 1, 2)), jnp.ones((1, 2, 1, 1))
+    log_decay = jnp.full((1, 2, 1, 1), jnp.log(0.5))
+
+    @jax.jit
+    @jax.grad
+    def gradient(state):
+        return gated_linear_attention(q, k, v, log_decay, scale=1.0, state=state, form=form)[0].sum()
+
+    np.testing.assert_allclose(gradient(jnp.ones((1, 1, 2, 1)))[0, 0], [[2.0], [3.5]], rtol=1e-6)
 
 
 def test_the_delta_rule_replaces_what_it_wrote():
@@ -310,8 +333,9 @@ def test_the_delta_rule_replaces_what_it_wrote():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_query_without_weight_gives_zeros_and_finite_gradients(causal):
-    q = jnp.ones((1, 3, 1, 2)).at[:, 1].set(-1e4)  # whose features are 0
+@pytest.mark.parametrize("size", [-1e4, -80.0])  # whose features are 0, or whose square would be
+def test_a_query_without_weight_gives_zeros_and_finite_gradients(causal, size):
+    q = jnp.ones((1, 3, 1, 2)).at[:, 1].set(size)
     k = v = jnp.ones((1, 3, 1, 2))
 
     @jax.jit

@@ -8,6 +8,7 @@ One file a variant in tests/transformer/pretrained/: the tensors of the folder u
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -31,15 +32,48 @@ LLAMA = {
     "rms_norm_eps": 0.01,
 }
 WIDE = {"head_dim": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}
+
+
+def scaled(kind: str, base: float = 50.0, factor: float = 4.0, **numbers: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": base, "factor": factor, **numbers}}
+
+
+# Scales shorter than the text, so that lengths beyond those of training are seen, and frequencies of all three kinds:
+# kept, divided and between.
+LLAMA3 = scaled("llama3", 5.0, original_max_position_embeddings=11, low_freq_factor=0.5, high_freq_factor=1.5)
+YARN = scaled("yarn", 5.0, original_max_position_embeddings=8, beta_fast=2.0, beta_slow=0.5)
+GEMMA = LLAMA | WIDE | {"pad_token_id": None, "num_attention_heads": 2, "num_key_value_heads": 1}
 # By name: the model's class without LMHeadModel or ForCausalLM, and the fields of its configuration.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2_free": ("GPT2", GPT2 | {"tie_word_embeddings": False, "n_inner": 20}),
     "llama": ("Llama", LLAMA),
     "llama_tied": ("Llama", LLAMA | WIDE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama3": ("Llama", LLAMA | LLAMA3 | {"head_dim": 6, "attention_bias": True}),
     "mistral": ("Mistral", LLAMA | {"sliding_window": None}),
+    "mistral_window": ("Mistral", LLAMA | scaled("linear") | {"sliding_window": 5}),
     "qwen2": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
+    "qwen2_window": (
+        "Qwen2",
+        LLAMA
+        | scaled("dynamic")
+        | {"max_position_embeddings": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", LLAMA | WIDE),
+    "qwen3_window": (
+        "Qwen3",
+        LLAMA
+        | YARN
+        | {"head_dim": 6, "attention_bias": True, "use_sliding_window": True, "sliding_window": 4}
+        | {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gemma": ("Gemma", GEMMA),
+    "gemma2": (
+        "Gemma2",
+        GEMMA
+        | {"sliding_window": 4, "query_pre_attn_scalar": 11, "final_logit_softcapping": 3.0}
+        | {"attn_logit_softcapping": 2.0},
+    ),
 }
 RECORDED = [name for name in VARIANTS if name != "mistral"]  # without a window it is a Llama in all but its name
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, size=(2, LENGTH)).astype(np.int32)
@@ -51,6 +85,7 @@ def published(name: str) -> Any:
     import transformers
 
     kind, fields = VARIANTS[name]
+    fields = copy.deepcopy(fields)  # `transformers` writes into them
     head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
     ends = {"bos_token_id": None, "eos_token_id": None}
     config = getattr(transformers, f"{kind}Config")(**fields, **ends)

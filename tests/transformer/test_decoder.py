@@ -14,6 +14,7 @@ from jaxarch.run.operations import counted
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import stack_layers, unstack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
+from jaxarch.transformer.positions import Rotary
 
 VOCAB, LENGTH = 65, 24
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, size=(3, LENGTH)), jnp.int32)
@@ -31,7 +32,26 @@ MIXED = ModelConfig(
     soft_cap=5.0,
     attention_soft_cap=3.0,
 )
+# All that Gemma 2 has and the others have not.
+GEMMA = ModelConfig(
+    2,
+    4,
+    64,
+    kv_heads=2,
+    head_width=24,
+    window=(9, 0),
+    mlp="geglu",
+    norm="zero_centered_rms",
+    placement="both",
+    positions="rotary",
+    scale_embedding=True,
+    soft_cap=5.0,
+    attention_scale=0.25,
+    attention_soft_cap=3.0,
+    attention_bias="qkv",
+)
 CONFIGS = {
+    "gemma": GEMMA,
     "gpt2": GPT2,
     "llama": LLAMA,
     "mixed": MIXED,
@@ -64,8 +84,11 @@ def test_operations_by_formula_are_those_of_the_program(name):
     def program(params):
         return model.apply({"params": params}, TOKENS)
 
-    hidden = flops(LENGTH * (LENGTH - 1) // 2, 3, 4, 16, 16)  # batch, heads, width
-    expected = forward_flops(config, VOCAB, 3, LENGTH) + config.layers * hidden
+    dim = config.head_dim
+    hidden = config.layers * flops(LENGTH * (LENGTH - 1) // 2, 3, 4, dim, dim)  # batch, heads
+    if name == "gemma":  # all of the past but 9 keys, in one layer
+        hidden += flops(sum(range(LENGTH - 9 + 1)), 3, 4, dim, dim)
+    expected = forward_flops(config, VOCAB, 3, LENGTH) + hidden
     assert counted(jax.make_jaxpr(program)(params)) == {"float32": expected}
     gradient = jax.value_and_grad(lambda params: program(params).var())
     assert counted(jax.make_jaxpr(gradient)(params)) == {"float32": 3 * expected}
@@ -78,6 +101,9 @@ def test_operations_by_hand():
     wide = dataclasses.replace(config, head_width=3)
     assert forward_flops(wide, 5, 1, 1) == 2 * (4 * 6 + 2 * 16 + (3 + 3) + 2 * 5)
     assert forward_flops(config, 5, 7, 3) == 7 * 2 * (3 * (4 * 4 + 2 * 16 + 2 * 5) + 6 * (2 + 2))
+    # A window of 2 shows 5 pairs of 3 tokens, and geglu has three products.
+    windows = dataclasses.replace(config, layers=3, window=(2, 0), mlp="geglu", mlp_dim=8)
+    assert forward_flops(windows, 5, 7, 3) == 7 * 2 * (3 * (3 * (4 * 4 + 3 * 16) + 2 * 5) + (5 + 6 + 5) * (2 + 2))
 
 
 # --- initialisation -----------------------------------------------------------------------------
@@ -91,6 +117,7 @@ STARTS = {
     "llama": LLAMA,
     "llama tied": dataclasses.replace(LLAMA, tied=True),
     "mixed": MIXED,
+    "gemma": GEMMA,
     "wide": WIDE,
 }
 
@@ -146,6 +173,42 @@ def test_all_of_the_past_counts(name):
     assert (jnp.abs(change).max(axis=(0, 2)) > 1e-4).all()
 
 
+@pytest.mark.parametrize("window", [1, 2, 9, LENGTH - 1, LENGTH])
+def test_a_window_reaches_as_far_as_it_says(window):
+    """Itself and window - 1 keys before, in each of two layers: 2 (window - 1) positions, and not one more."""
+    model = decoder(dataclasses.replace(LLAMA, window=(window,)), VOCAB, LENGTH)
+    variables = drawn(model)
+    change = applied(model, variables, TOKENS.at[:, 0].add(1)) - applied(model, variables)
+    reached = jnp.abs(change).max(axis=(0, 2))
+    assert (reached[: 2 * window - 1] > 1e-5).all() and not reached[2 * window - 1 :].any()
+
+
+def test_layers_take_their_windows_in_turn():
+    """Windows of 2 and 4 in three layers reach 1 + 3 + 1 positions; the parameters are as without."""
+    config = dataclasses.replace(LLAMA, layers=3, window=(2, 4))
+    model = decoder(config, VOCAB, LENGTH)
+    variables = drawn(model)
+    change = applied(model, variables, TOKENS.at[:, 0].add(1)) - applied(model, variables)
+    reached = jnp.abs(change).max(axis=(0, 2))
+    assert (reached[:6] > 1e-5).all() and not reached[6:].any()
+    whole = decoder(dataclasses.replace(config, window=(LENGTH,)), VOCAB, LENGTH)
+    full = decoder(dataclasses.replace(config, window=(0,)), VOCAB, LENGTH)
+    np.testing.assert_array_equal(applied(whole, variables), applied(full, variables))
+
+
+def test_windows_as_short_as_they_say_the_same():
+    for given, layers, expected in (
+        ((0,), 3, (0,)),
+        ((5, 5), 3, (5,)),
+        ((5, 0, 5, 0), 4, (5, 0)),
+        ((5, 0, 5), 3, (5, 0)),
+        ((0, 5, 5), 3, (0, 5, 5)),
+        ((5, 0), 1, (5,)),
+        ((0, 0, 0, 5), 4, (0, 0, 0, 5)),
+    ):
+        assert ModelConfig(layers, window=given).windows == expected
+
+
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "none"])
 def test_order_counts_where_there_are_positions(positions):
     """One layer, so that the last of the logits sees a set of tokens unless it is told where they stand."""
@@ -157,15 +220,15 @@ def test_order_counts_where_there_are_positions(positions):
 
 
 SCALINGS = {
-    "linear": {"rotary_factor": 2.0},
-    "dynamic": {"rotary_factor": 2.0, "rotary_length": 8},
-    "yarn": {"rotary_factor": 4.0, "rotary_length": 12},
-    "llama3": {"rotary_factor": 8.0, "rotary_length": 16},
+    "linear": Rotary(100.0, "linear", 2.0),
+    "dynamic": Rotary(100.0, "dynamic", 2.0, 8),
+    "yarn": Rotary(100.0, "yarn", 4.0, 12),
+    "llama3": Rotary(100.0, "llama3", 8.0, 16),
 }
 
 
 def scaled(kind):
-    return dataclasses.replace(LLAMA, rotary_base=100.0, rotary_scaling=kind, **SCALINGS[kind])
+    return dataclasses.replace(LLAMA, rotary=SCALINGS[kind])
 
 
 SHIFTED = {"rotary": LLAMA, "alibi": CONFIGS["alibi"], "yarn": scaled("yarn"), "llama3": scaled("llama3")}
@@ -324,17 +387,35 @@ REFUSED = {
         "positions": "sinusoidal",
     },
     "--model.dropout 1 is not in [0, 1); 0.1 is usual.": {"dropout": 1.0},
-    "--model.rotary-base 1 is not above 1; 10000 is usual.": {"rotary_base": 1.0},
-    "--model.rotary-scaling linear needs --model.positions rotary, not learned.": {"rotary_scaling": "linear"},
-    "--model.rotary-factor 0.5 is below 1, which leaves all as it is.": {
+    "--model.rotary.base 1 is not above 1; 10000 is usual.": {"rotary": Rotary(1.0)},
+    "--model.rotary.scaling linear needs --model.positions rotary, not learned.": {"rotary": Rotary(scaling="linear")},
+    "--model.rotary.factor 0.5 is below 1, which leaves all as it is.": {
         "positions": "rotary",
-        "rotary_scaling": "linear",
-        "rotary_factor": 0.5,
+        "rotary": Rotary(scaling="linear", factor=0.5),
     },
-    "--model.rotary-scaling yarn needs --model.rotary-length, the tokens of a text in training, not 0; 8192 is "
-    "Llama 3's.": {"positions": "rotary", "rotary_scaling": "yarn"},
-    "--model.rotary-scaling dynamic needs heads wider than --model.dim 8 / --model.heads 4 = 2; --model.dim 16 would "
-    "do.": {"dim": 8, "positions": "rotary", "rotary_scaling": "dynamic", "rotary_length": 8},
+    "--model.rotary.scaling yarn needs --model.rotary.length, the tokens of a text in training, not 0; 8192 is "
+    "Llama 3's.": {"positions": "rotary", "rotary": Rotary(scaling="yarn")},
+    "--model.rotary.slow-turns 4 is not between 0 and the fast turns, 4; 1 is usual.": {
+        "positions": "rotary",
+        "rotary": Rotary(scaling="llama3", length=8, slow_turns=4.0),
+    },
+    "--model.rotary.slow-turns 0 is not between 0 and the fast turns, 2; 1 is usual.": {
+        "positions": "rotary",
+        "rotary": Rotary(scaling="yarn", length=8, fast_turns=2.0, slow_turns=0.0),
+    },
+    "--model.rotary.attention-factor -1 is below 0; 0 is the default.": {
+        "positions": "rotary",
+        "rotary": Rotary(scaling="yarn", length=8, attention_factor=-1.0),
+    },
+    "--model.rotary.scaling dynamic needs heads wider than --model.dim 8 / --model.heads 4 = 2; --model.dim 16 would "
+    "do.": {"dim": 8, "positions": "rotary", "rotary": Rotary(scaling="dynamic", length=8)},
+    "--model.window 4 -1 is no number of keys; 0 is all of the past.": {"window": (4, -1)},
+    "--model.window  is no number of keys; 0 is all of the past.": {"window": ()},
+    "--model.scan-layers compiles one kind of layer, but --model.window 8 0 makes 2.": {
+        "window": (8, 0),
+        "scan_layers": True,
+    },
+    "--model.attention-scale -1 is below 0; 0 is the default.": {"attention_scale": -1.0},
     "--model.eps 0 is not above 0; 1e-5 is usual.": {"eps": 0.0},
 }
 
@@ -399,8 +480,8 @@ def test_llama_equals_huggingface(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = LLAMA if kind == "none" else scaled(kind)
-    rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": config.rotary_base}
-    rope |= {"factor": config.rotary_factor, "original_max_position_embeddings": config.rotary_length}
+    rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": config.rotary.base}
+    rope |= {"factor": config.rotary.factor, "original_max_position_embeddings": config.rotary.length}
     theirs = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=VOCAB,
@@ -409,7 +490,7 @@ def test_llama_equals_huggingface(kind):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=config.rotary_length if kind == "dynamic" else LENGTH,
+            max_position_embeddings=config.rotary.length if kind == "dynamic" else LENGTH,
             rope_parameters=rope | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
             rms_norm_eps=1e-6,
             tie_word_embeddings=False,

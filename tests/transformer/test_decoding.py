@@ -30,6 +30,7 @@ from jaxarch.transformer.decoding import (
     sampling,
     step,
 )
+from jaxarch.transformer.positions import Rotary
 
 VOCAB, NEW = 17, 4
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2], [6, 5, 3]]
@@ -54,14 +55,34 @@ def learned():
 # --- the cache ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "none"])
-def test_prefill_and_steps_equal_the_full_forward(positions, scan_layers):
+CACHED = {positions: {"positions": positions} for positions in ("learned", "sinusoidal", "rotary", "alibi", "none")}
+CACHED |= {f"scanned {name}": options | {"scan_layers": True} for name, options in CACHED.items()}
+# Windows shorter than the prompts, so that a step sees part of one, and as long as one and what follows of it.
+CACHED |= {f"window of {n}": {"positions": "rotary", "window": (n,)} for n in (1, 3, LONGEST + 1)}
+CACHED |= {
+    "scanned window": {"window": (3,), "scan_layers": True},
+    "gemma": {
+        "positions": "rotary",
+        "window": (3, 0),
+        "norm": "zero_centered_rms",
+        "placement": "both",
+        "mlp": "geglu",
+        "scale_embedding": True,
+        "attention_scale": 0.2,
+        "attention_soft_cap": 3.0,
+        "soft_cap": 5.0,
+        "attention_bias": "all",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_prefill_and_steps_equal_the_full_forward(name):
     """Prompts of 6, 1 and 3 tokens and four more tokens each, against each row on its own from position 0.
 
     The rows' full forward is one batch padded on the right, which a causal model does not see.
     """
-    model, variables = drawn(dataclasses.replace(BASE, positions=positions, scan_layers=scan_layers))
+    model, variables = drawn(dataclasses.replace(BASE, **CACHED[name]))
     more = np.random.default_rng(1).integers(0, VOCAB, size=(3, NEW), dtype=np.int32)
     rows = np.zeros((3, LENGTH), np.int32)
     for row, prompt, own in zip(rows, PROMPTS, more, strict=True):
@@ -86,9 +107,8 @@ def test_scaled_steps_equal_the_full_forward_of_each_prefix(kind):
     Of one layer: what a second one keeps of earlier tokens came of the frequencies at their time.
     """
     layers = 1 if kind == "dynamic" else 2
-    scaling = {"rotary_scaling": kind, "rotary_factor": 2.0, "rotary_length": 4}
-    config = dataclasses.replace(BASE, layers=layers, positions="rotary", rotary_base=100.0)
-    model, variables = drawn(dataclasses.replace(config, **scaling))
+    scaled = Rotary(100.0, kind, factor=2.0, length=4)
+    model, variables = drawn(dataclasses.replace(BASE, layers=layers, positions="rotary", rotary=scaled))
     more = np.random.default_rng(1).integers(0, VOCAB, size=(3, NEW), dtype=np.int32)
     rows = np.zeros((3, LENGTH), np.int32)
     for row, prompt, own in zip(rows, PROMPTS, more, strict=True):
@@ -109,6 +129,14 @@ def test_scaled_steps_equal_the_full_forward_of_each_prefix(kind):
         if t < NEW:
             logits, cache = one(more[:, t : t + 1], cache)
             logits = logits[:, -1]
+
+
+def test_a_prompt_padded_on_the_left_goes_on_as_alone():
+    """Exactly, with all of a Gemma 2's options, among them a window that is shorter than the padding."""
+    model, variables = drawn(dataclasses.replace(BASE, **CACHED["gemma"]))
+    together = generate(model, variables, left_pad(PROMPTS, pad=7), NEW, jax.random.key(0))
+    alone = generate(model, variables, left_pad(PROMPTS[1:2]), NEW, jax.random.key(0))
+    np.testing.assert_array_equal(together[1], alone[0])
 
 
 @pytest.mark.parametrize("least", [64, 1])  # a loop of one stage, or of four with a cache that grows by a slot

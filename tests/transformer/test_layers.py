@@ -57,10 +57,15 @@ def rms_norm(x, params, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * params["scale"]
 
 
+def zero_centered_rms_norm(x, params, eps):
+    return rms_norm(x, {"scale": 1 + np.float64(params["scale"])}, eps)
+
+
 NORMS = {
     "layer": (LayerNorm(), layer_norm, 1e-5),
     "layer with bias": (LayerNorm(use_bias=True, eps=0.3), layer_norm, 0.3),
     "rms": (RMSNorm(eps=0.3), rms_norm, 0.3),
+    "zero-centered rms": (RMSNorm(zero_centered=True, eps=0.3), zero_centered_rms_norm, 0.3),
 }
 
 
@@ -71,7 +76,20 @@ def test_norms(name):
     np.testing.assert_allclose(y, definition(X, params, eps), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm()])
+def test_a_zero_centered_scale_begins_at_0_and_keeps_small_numbers_in_bfloat16():
+    x = jnp.asarray(X, jnp.float32)
+    start = RMSNorm(zero_centered=True).init(jax.random.key(0), x)["params"]
+    np.testing.assert_array_equal(start["scale"], np.zeros(6))
+    np.testing.assert_array_equal(RMSNorm(zero_centered=True).apply({"params": start}, x), RMSNorm().apply(ONES, x))
+    small = {"params": {"scale": jnp.full(6, 2.0**-10, jnp.bfloat16)}}  # with 1 it is 1 in bfloat16
+    expected = (1 + 2.0**-10) * RMSNorm().apply(ONES, x)
+    np.testing.assert_allclose(RMSNorm(zero_centered=True).apply(small, x), expected, rtol=1e-6)
+
+
+ONES = {"params": {"scale": np.ones(6, np.float32)}}
+
+
+@pytest.mark.parametrize("module", [LayerNorm(), RMSNorm(), RMSNorm(zero_centered=True)])
 def test_norms_of_bfloat16_are_in_float32(module):
     """256 features of 100 +- 1: their mean, their variance and even their sum are lost in bfloat16."""
     x = jnp.asarray(RNG.normal(100, 1, size=(4, 256)), jnp.bfloat16)

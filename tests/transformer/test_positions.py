@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from jaxarch.transformer.attention import SelfAttention
 from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import RelativeBias
 from jaxarch.transformer.positions import (
-    RotaryScaling,
+    Rotary,
     alibi,
     alibi_slopes,
     packed_positions,
@@ -36,7 +38,7 @@ def test_sinusoidal_equals_the_definition():
 def test_a_rotation_by_hand():
     """Four features, base 100: the pairs (0, 2) and (1, 3) turn by 1 and by 1/10 at each position."""
     x = jnp.asarray([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], jnp.float32)[None, :, None]
-    turned = rotary(x, jnp.array([[1, 1, 2, 2]]), *rotary_frequencies(4, base=100.0))[0, :, 0]
+    turned = rotary(x, jnp.array([[1, 1, 2, 2]]), *rotary_frequencies(4, Rotary(100.0)))[0, :, 0]
     c, s = np.cos, np.sin
     expected = [[c(1), 0, s(1), 0], [0, c(0.1), 0, s(0.1)], [-s(2), 0, c(2), 0], [0, -s(0.2), 0, c(0.2)]]
     np.testing.assert_allclose(turned, expected, atol=1e-6)
@@ -74,38 +76,40 @@ def test_rows_may_turn_at_different_rates():
 
 # --- longer texts than in training --------------------------------------------------------------
 
-# scaling, dim, base, length of the text, and the parts of base ** (-2 i / dim) that are left of each frequency
+# rotary, dim, length of the text, and the parts of base ** (-2 i / dim) that are left of each frequency
 BY_HAND = {
-    "linear": (RotaryScaling("linear", 4.0), 4, 100.0, 0, [1 / 4, 1 / 4]),
+    "linear": (Rotary(100.0, "linear", 4.0), 4, 0, [1 / 4, 1 / 4]),
     # 12 tokens for 8: 2 * 12 / 8 - 1 = 2, to the power 4 / (4 - 2) it is 4: the base 400, whose root is 20, not 10.
-    "dynamic": (RotaryScaling("dynamic", 2.0, 8), 4, 100.0, 12, [1, 1 / 2]),
+    "dynamic": (Rotary(100.0, "dynamic", 2.0, 8), 4, 12, [1, 1 / 2]),
     # The frequencies 10 ** (-i / 2) turn 2011 / 2 pi = 320.06 * 10 ** (-i / 2) times in 2011 tokens: 32 times between
     # pairs 2 and 3, once between 5 and 6. So pairs 3, 4, 5 keep 3/4, 2/4, 1/4, and a quarter is left of the rest.
-    "yarn": (RotaryScaling("yarn", 4.0, 2011), 16, 1e4, 0, [1, 1, 1, 13 / 16, 10 / 16, 7 / 16, 1 / 4, 1 / 4]),
+    "yarn": (Rotary(1e4, "yarn", 4.0, 2011), 16, 0, [1, 1, 1, 13 / 16, 10 / 16, 7 / 16, 1 / 4, 1 / 4]),
     # 250.03, 25.003, 2.5003 and 0.25003 turns in 1571 tokens: 2.5 is midway between 1 and 4.
-    "llama3": (RotaryScaling("llama3", 8.0, 1571), 8, 1e4, 0, [1, 1, 9 / 16, 1 / 8]),
+    "llama3": (Rotary(1e4, "llama3", 8.0, 1571), 8, 0, [1, 1, 9 / 16, 1 / 8]),
 }
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_scaled_frequencies_by_hand(kind):
-    scaling, dim, base, length, left = BY_HAND[kind]
-    frequencies, factor = rotary_frequencies(dim, base, scaling, length)
-    np.testing.assert_allclose(frequencies, base ** (-np.arange(0, dim, 2) / dim) * left, rtol=3e-4)
+    given, dim, length, left = BY_HAND[kind]
+    frequencies, factor = rotary_frequencies(dim, given, length)
+    np.testing.assert_allclose(frequencies, given.base ** (-np.arange(0, dim, 2) / dim) * left, rtol=3e-4)
     np.testing.assert_allclose(factor, 1.1386294 if kind == "yarn" else 1, rtol=1e-7)  # 0.1 ln 4 + 1
+    _, factor = rotary_frequencies(dim, dataclasses.replace(given, attention_factor=1.25), length)
+    assert factor == (1.25 if kind == "yarn" else 1)
 
 
 def test_what_turns_often_is_kept_and_what_turns_seldom_divided():
     """Both papers' rule at both ends of the ramp (Peng et al. 2023, eq. of gamma), with bounds of one's own."""
     plain = 5e5 ** (-np.arange(0, 128, 2) / 128)
     turns = 4096 * plain / (2 * np.pi)
-    for scaling, often, seldom in (
-        (RotaryScaling("yarn", 16.0, 4096), 32, 1),
-        (RotaryScaling("yarn", 16.0, 4096, beta_fast=20.0, beta_slow=3.0), 20, 3),
-        (RotaryScaling("llama3", 16.0, 4096), 4, 1),
-        (RotaryScaling("llama3", 16.0, 4096, high_factor=9.0, low_factor=2.0), 9, 2),
+    for given, often, seldom in (
+        (Rotary(5e5, "yarn", 16.0, 4096), 32, 1),
+        (Rotary(5e5, "yarn", 16.0, 4096, 20.0, 3.0), 20, 3),
+        (Rotary(5e5, "llama3", 16.0, 4096), 4, 1),
+        (Rotary(5e5, "llama3", 16.0, 4096, 9.0, 2.0), 9, 2),
     ):
-        parts = np.asarray(rotary_frequencies(128, 5e5, scaling)[0]) / plain
+        parts = np.asarray(rotary_frequencies(128, given)[0]) / plain
         np.testing.assert_allclose(parts[turns > often], 1, rtol=1e-5)
         np.testing.assert_allclose(parts[turns < seldom], 1 / 16, rtol=1e-5)
         between = parts[(turns < 0.8 * often) & (turns > 1.3 * seldom)]
@@ -117,14 +121,13 @@ def test_what_turns_often_is_kept_and_what_turns_seldom_divided():
 def test_a_factor_of_1_is_the_identity(kind):
     """Of dynamic up to its length, where every factor is."""
     plain, _ = rotary_frequencies(64)
-    frequencies, factor = rotary_frequencies(64, scaling=RotaryScaling(kind, 1.0, 512), length=512)
+    frequencies, factor = rotary_frequencies(64, Rotary(scaling=kind, factor=1.0, length=512), length=512)
     np.testing.assert_allclose(frequencies, plain, rtol=1e-6)
     assert factor == 1
 
 
 def test_dynamic_follows_the_length_of_each_row():
-    scaling = RotaryScaling("dynamic", 3.0, 8)
-    rows, _ = rotary_frequencies(6, 100.0, scaling, jnp.array([5, 8, 9, 24]))
+    rows, _ = rotary_frequencies(6, Rotary(100.0, "dynamic", 3.0, 8), jnp.array([5, 8, 9, 24]))
     plain = 100.0 ** (-np.arange(0, 6, 2) / 6)
     for row, grown in zip(rows, [1, 1, 3 * 9 / 8 - 2, 3 * 3 - 2], strict=True):
         np.testing.assert_allclose(row, (100 * grown**1.5) ** (-np.arange(0, 6, 2) / 6), rtol=1e-5)
@@ -140,31 +143,43 @@ def test_turned_vectors_are_multiplied_by_the_factor():
     )
 
 
+# The names of `transformers`, and those here, beside base, factor and length.
+NUMBERS = {
+    "linear": [({}, {})],
+    "dynamic": [({}, {})],
+    "yarn": [
+        ({}, {}),
+        ({"beta_fast": 20.0, "beta_slow": 2.0}, {"fast_turns": 20.0, "slow_turns": 2.0}),
+        ({"attention_factor": 1.5}, {"attention_factor": 1.5}),
+    ],
+    "llama3": [
+        ({"low_freq_factor": 1.0, "high_freq_factor": 4.0}, {}),
+        ({"low_freq_factor": 1.5, "high_freq_factor": 9.0}, {"fast_turns": 9.0, "slow_turns": 1.5}),
+    ],
+}
+
+
 @pytest.mark.parametrize("dim,base", [(16, 1e4), (128, 5e5)])
-@pytest.mark.parametrize("kind", BY_HAND)
+@pytest.mark.parametrize("kind", NUMBERS)
 def test_frequencies_equal_huggingface(kind, dim, base):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for factor, original, length in ((2.0, 40, 100), (8.0, 8192, 70_000), (3.5, 2048, 100)):
-        config = transformers.LlamaConfig(
-            hidden_size=2 * dim,
-            num_attention_heads=2,
-            max_position_embeddings=original,
-            rope_parameters={
-                "rope_type": kind,
-                "rope_theta": base,
-                "factor": factor,
-                "original_max_position_embeddings": original,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-            },
-        )
-        expected, expected_factor = ROPE_INIT_FUNCTIONS[kind](config, seq_len=length)
-        frequencies, scale = rotary_frequencies(dim, base, RotaryScaling(kind, factor, original), length)
-        np.testing.assert_allclose(frequencies, expected.numpy(), rtol=3e-6)
-        np.testing.assert_allclose(scale, expected_factor, rtol=1e-12)
+        for theirs, ours in NUMBERS[kind]:
+            rope = {"rope_type": kind, "rope_theta": base, "factor": factor}
+            config = transformers.LlamaConfig(
+                hidden_size=2 * dim,
+                num_attention_heads=2,
+                max_position_embeddings=original,
+                rope_parameters=rope | {"original_max_position_embeddings": original} | theirs,
+            )
+            expected, expected_factor = ROPE_INIT_FUNCTIONS[kind](config, seq_len=length)
+            given = Rotary(base, kind, factor, original, **ours)
+            frequencies, scale = rotary_frequencies(dim, given, length)
+            np.testing.assert_allclose(frequencies, expected.numpy(), rtol=3e-6)
+            np.testing.assert_allclose(scale, expected_factor, rtol=1e-12)
 
 
 # --- ALiBi --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -23,10 +24,13 @@ from jaxarch.data.tokenization import Bytes, Characters, train_bpe
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
-from jaxarch.transformer.generate import restored
+from jaxarch.transformer.decoding import generate, left_pad
+from jaxarch.transformer.finished import restored
+from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
-from jaxarch.transformer.pretrained.folder import layout_of
+from jaxarch.transformer.pretrained.folder import FAMILIES, family_for, family_of, layout_of, shapes_of
 from jaxarch.transformer.pretrained.gpt2 import GPT2
+from jaxarch.transformer.pretrained.rotary import read_rotary
 from jaxarch.transformer.pretrained.tokenizer import as_subwords
 from tests.run.running import run
 from tests.transformer.record_pretrained import PLACE, RECORDED, TOKENS, VARIANTS, VOCAB, published
@@ -119,6 +123,24 @@ def test_transformers_agrees(name, tmp_path):
         assert torch.equal(dict(back.named_parameters())[key], parameter), key
     with torch.no_grad():
         assert_relative(back(torch.tensor(TOKENS).long()).logits.numpy(), expected.detach().numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["mistral_window", "gemma2"])
+def test_the_tokens_that_transformers_generates(name, tmp_path):
+    """Greedily, on from prompts that are longer than the window, at its edge and shorter."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    theirs = published(name)
+    theirs.save_pretrained(tmp_path)
+    found = load_pretrained(tmp_path)
+    window = max(found.model.config.windows)
+    prompts = [TOKENS[0, :8].tolist(), TOKENS[1, :window].tolist(), TOKENS[1, -2:].tolist()]
+    new_tokens = 10
+    tokens = generate(found.model, {"params": found.params}, left_pad(prompts), new_tokens, jax.random.key(0))
+    for prompt, continued in zip(prompts, tokens, strict=True):
+        given = torch.tensor(np.array([prompt])).long()
+        whole = theirs.generate(given, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        np.testing.assert_array_equal(continued, whole[0, len(prompt) :].numpy())
 
 
 def test_a_sharded_folder_of_transformers(tmp_path):
@@ -311,7 +333,7 @@ def renamed(architecture: str, **changes: Any) -> Callable[[Path], None]:
     return settings(architectures=[f"{architecture}ForCausalLM"], model_type=architecture.lower(), **changes)
 
 
-KNOWN = "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM."
+KNOWN = ", ".join(name for family in FAMILIES for name in family.architectures) + "."
 NORM = "transformer.h.0.ln_1.weight"
 BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "there is no folder {}.": ("gpt2", shutil.rmtree),
@@ -324,9 +346,9 @@ BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
         damaged("config.json", lambda _: b""),
     ),
     "{}/config.json is damaged: it holds no object.": ("gpt2", damaged("config.json", lambda _: b"[1]")),
-    f"{{}}/config.json: the architecture Gemma2ForCausalLM is not supported; these are: {KNOWN}": (
+    f"{{}}/config.json: the architecture Gemma3ForCausalLM is not supported; these are: {KNOWN}": (
         "llama",
-        renamed("Gemma2"),
+        renamed("Gemma3"),
     ),
     "{}/config.json: GPT2Model has no head; ask for the architecture GPT2LMHeadModel.": (
         "gpt2",
@@ -355,38 +377,65 @@ BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "gpt2",
         settings(scale_attn_weights=False),
     ),
-    "{}/config.json: rope_scaling linear cannot be expressed here, only rotations that are not scaled.": (
+    "{}/config.json: rope_scaling longrope cannot be expressed here, only default, linear, dynamic, yarn, llama3.": (
         "llama",
-        settings(rope_scaling={"type": "linear", "factor": 2.0}),
+        settings(rope_scaling={"type": "longrope", "factor": 2.0}),
     ),
-    "{}/config.json: rope_parameters llama3 cannot be expressed here, only rotations that are not scaled.": (
+    "{}/config.json: rope_parameters full_attention, sliding_attention cannot be expressed here, only one rotation for "
+    "all layers.": ("llama", settings(rope_parameters={"full_attention": {}, "sliding_attention": {}})),
+    "{}/config.json: high_freq_factor is missing.": (
         "llama",
         settings(rope_parameters={"rope_type": "llama3", "factor": 8.0}),
+    ),
+    "{}/config.json: truncate False cannot be expressed here, only True.": (
+        "qwen3",
+        settings(rope_scaling={"rope_type": "yarn", "factor": 8.0, "truncate": False}),
+    ),
+    "{}/config.json: --model.rotary.factor 0.5 is below 1, which leaves all as it is.": (
+        "llama",
+        settings(rope_scaling={"type": "linear", "factor": 0.5}),
     ),
     "{}/config.json: rope_parameters is 'linear', not an object.": ("llama", settings(rope_parameters="linear")),
     "{}/config.json: partial_rotary_factor 0.5 cannot be expressed here, only 1.0.": (
         "llama",
         settings(partial_rotary_factor=0.5),
     ),
-    "{}/config.json: attention_bias True with mlp_bias False cannot be expressed here, only the same.": (
+    "{}/config.json: mlp_bias True with attention_bias False cannot be expressed here, only with both True.": (
         "llama",
-        settings(attention_bias=True),
+        settings(mlp_bias=True),
     ),
-    "{}/config.json: sliding_window 8 cannot be expressed here, only attention to all of the past.": (
-        "llama",
-        renamed("Mistral", sliding_window=8),
+    "{}/config.json: layer_types sliding_attention cannot be expressed here, only full_attention.": (
+        "llama",  # of which transformers reads no windows
+        settings(layer_types=["full_attention", "sliding_attention"], sliding_window=4),
     ),
-    "{}/config.json: sliding_window 4096 cannot be expressed here, only attention to all of the past.": (
-        "llama",  # what Mistral takes where nothing is said
-        renamed("Mistral", max_position_embeddings=8192),
+    "{}/config.json: layer_types full_attention cannot be expressed here, only sliding_attention.": (
+        "mistral_window",  # nor of which layers have it
+        settings(layer_types=["full_attention", "sliding_attention"]),
     ),
-    "{}/config.json: sliding_window 4 cannot be expressed here, only attention to all of the past.": (
-        "qwen2",
-        settings(use_sliding_window=True, sliding_window=4),
+    "{}/config.json: layer_types sliding_attention needs a window, and sliding_window is none.": (
+        "qwen2_window",
+        settings(use_sliding_window=False, layer_types=["full_attention", "sliding_attention"]),
     ),
-    "{}/config.json: layer_types linear_attention cannot be expressed here, only full_attention.": (
+    "{}/config.json: layer_types linear_attention cannot be expressed here, only full_attention or "
+    "sliding_attention.": (
         "qwen3",
         settings(layer_types=["full_attention", "linear_attention"]),
+    ),
+    "{}/config.json: layer_types is ['full_attention'], not a list of 2.": (
+        "qwen3",
+        settings(layer_types=["full_attention"]),
+    ),
+    "{}/config.json: hidden_act silu cannot be expressed here, only gelu_pytorch_tanh or gelu.": (
+        "gemma",
+        settings(hidden_act="silu"),
+    ),
+    "{}/config.json: hidden_activation gelu cannot be expressed here, only gelu_pytorch_tanh.": (
+        "gemma2",
+        settings(hidden_activation="gelu"),
+    ),
+    "{}/config.json: use_bidirectional_attention True cannot be expressed here, only False.": (
+        "gemma2",
+        settings(use_bidirectional_attention=True),
     ),
     "{}/config.json: quantization_config cannot be expressed here, only weights as floats.": (
         "llama",
@@ -460,10 +509,166 @@ def test_a_bad_folder_is_one_clear_line(message, recorded):
     assert "\n" not in said
 
 
-def test_a_window_that_never_acts_is_none(recorded):
+def test_a_window_as_long_as_the_text_hides_nothing(recorded):
     folder, logits = recorded("llama")
     renamed("Mistral", sliding_window=12)(folder)
-    assert_relative(applied(load_pretrained(folder)), logits, 2e-6)
+    found = load_pretrained(folder)
+    assert found.model.config.window == (12,)
+    assert_relative(applied(found), logits, 2e-6)
+
+
+WINDOWS = {
+    "mistral by default": ("llama", renamed("Mistral"), (4096,)),
+    "mistral without": ("llama", renamed("Mistral", sliding_window=None), (0,)),
+    "none of qwen's in use": ("qwen2", settings(sliding_window=3), (0,)),
+    "qwen's last layers": (
+        "qwen2_window",
+        settings(num_hidden_layers=4, max_window_layers=3, layer_types=...),
+        (0, 0, 0, 3),
+    ),
+    "qwen's by default": ("qwen2_window", settings(layer_types=..., max_window_layers=...), (0,)),
+    "gemma's, of an odd number of layers": ("gemma2", settings(num_hidden_layers=3, layer_types=...), (4, 0)),
+    "gemma's by default": ("gemma2", settings(layer_types=..., sliding_window=...), (4096, 0)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_of_the_layers(name, recorded):
+    variant, change, expected = WINDOWS[name]
+    folder, _ = recorded(variant)
+    change(folder)
+    content = json.loads((folder / "config.json").read_text())
+    family = family_of(content)
+    assert family.model(content, jnp.float32).config.window == expected
+
+
+LONG = {"llama3": "llama3", "mistral_window": "linear", "qwen2_window": "dynamic", "qwen3_window": "yarn"}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_scaled_rotations_in_the_words_of_transformers_4(name, recorded, tmp_path):
+    """As read, and as written beside those of 5."""
+    folder, logits = recorded(name)
+    content = json.loads((folder / "config.json").read_text())
+    rope = content["rope_parameters"]
+    assert rope.pop("rope_type") == LONG[name]
+    base = rope.pop("rope_theta")
+    settings(rope_parameters=..., rope_theta=base, rope_scaling=rope | {"type": LONG[name]})(folder)
+    found = load_pretrained(folder)
+    assert found.model.config.rotary.scaling == LONG[name]
+    assert_relative(applied(found), logits, 2e-6)
+    save_pretrained(tmp_path / "saved", found.model, found.params)
+    settings(rope_parameters=...)(tmp_path / "saved")
+    assert load_pretrained(tmp_path / "saved").model.config == found.model.config
+
+
+# As their config.json says it, and how many parameters they are published to have.
+PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    "Llama 3.2 1B": (
+        1_235_814_400,
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 128256,
+        },
+    ),
+    "Gemma 2B": (
+        2_506_172_416,
+        {
+            "architectures": ["GemmaForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 256,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "max_position_embeddings": 8192,
+            "model_type": "gemma",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 18,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "vocab_size": 256000,
+        },
+    ),
+    "Gemma 2 2B": (
+        2_614_341_888,
+        {
+            "architectures": ["Gemma2ForCausalLM"],
+            "attention_bias": False,
+            "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": 30.0,
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "max_position_embeddings": 8192,
+            "model_type": "gemma2",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 4,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "vocab_size": 256000,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_as_many_parameters(name):
+    count, content = PUBLISHED[name]
+    model = family_of(content).model(content, jnp.bfloat16)
+    assert sum(map(math.prod, shapes_of(model).values())) == count
+    family = family_for(model)
+    again = family.model(family.settings(model), jnp.bfloat16)
+    assert (again.config, again.vocab, again.length) == (model.config, model.vocab, model.length)
+
+
+def read(**changes: Any) -> Rotary:
+    return read_rotary({"max_position_embeddings": 40, **changes})
+
+
+def test_numbers_of_a_scaling_that_are_left_out():
+    """Lengths and yarn's factor of queries and keys, by transformers' rules."""
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    assert read(rope_scaling=yarn) == Rotary(1e4, "yarn", 4.0, 40)
+    assert read(rope_scaling=yarn | {"original_max_position_embeddings": 10}).length == 10
+    assert read(rope_scaling=yarn, original_max_position_embeddings=20).length == 20
+    unsaid = {"rope_type": "yarn", "original_max_position_embeddings": 10, "factor": None, "beta_slow": None}
+    assert read(rope_scaling=unsaid) == Rotary(1e4, "yarn", 4.0, 10)
+    assert read(rope_scaling=yarn | {"attention_factor": 1.5}).attention_factor == 1.5
+    sharpened = read(rope_scaling=yarn | {"mscale": 0.7, "mscale_all_dim": 1.2}).attention_factor
+    np.testing.assert_allclose(sharpened, (0.07 * np.log(4) + 1) / (0.12 * np.log(4) + 1))
+    assert read(rope_scaling=yarn | {"mscale": 0.7}).attention_factor == 0  # one of both has no effect
+    assert read(rope_theta=7.0, rope_parameters={"rope_type": "linear", "factor": 2}) == Rotary(7.0, "linear", 2.0)
 
 
 def test_the_base_of_rotations_in_the_words_of_transformers_4(recorded):
@@ -472,15 +677,39 @@ def test_the_base_of_rotations_in_the_words_of_transformers_4(recorded):
     assert_relative(applied(load_pretrained(folder)), logits, 2e-6)
 
 
+GEMMA_2 = dataclasses.replace(
+    llama(2, 2, 8), norm="zero_centered_rms", placement="both", mlp="geglu", scale_embedding=True
+)
 REFUSED = {
-    "--model.positions rotary; against Llama, Qwen2 or Qwen3 stands --model.mlp gelu, --model.norm layer.": ModelConfig(
+    "--model.positions rotary; against Llama, Mistral, Qwen2 or Qwen3 stands --model.mlp gelu, --model.norm layer; "
+    "against Gemma stands --model.mlp gelu, --model.norm layer, --model.scale-embedding False; against Gemma 2 stands "
+    "--model.mlp gelu, --model.norm layer, --model.placement pre, --model.scale-embedding False.": ModelConfig(
         1, 2, 8, positions="rotary"
     ),
     "--model.kv-heads 1; against": dataclasses.replace(gpt2(1, 2, 8), kv_heads=1),
     "--model.head-width 2; against": dataclasses.replace(gpt2(1, 2, 8), head_width=2),
     "--model.soft-cap 5.0; against": dataclasses.replace(gpt2(1, 2, 8), soft_cap=5.0),
-    "Qwen3 stands --model.qk-norm with biases.": dataclasses.replace(llama(1, 2, 8), qk_norm=True, bias=True),
-    "Qwen3 stands --model.attention-soft-cap 3.0.": dataclasses.replace(llama(1, 2, 8), attention_soft_cap=3.0),
+    "Qwen3 stands --model.qk-norm with biases of other layers than all of the attention; against": dataclasses.replace(
+        llama(1, 2, 8), qk_norm=True, bias=True
+    ),
+    "Qwen3 stands --model.window with biases of other layers than queries, keys and values; ": dataclasses.replace(
+        llama(1, 2, 8), window=(3,), attention_bias="all"
+    ),
+    "Qwen3 stands --model.window that differs from layer to layer; against": dataclasses.replace(
+        llama(2, 2, 8), window=(3, 0)
+    ),
+    "Qwen3 stands --model.window of two lengths beside 0; against": dataclasses.replace(
+        llama(2, 2, 8), window=(3, 4), qk_norm=True
+    ),
+    "Qwen3 stands --model.attention-soft-cap 3.0; against": dataclasses.replace(llama(1, 2, 8), attention_soft_cap=3.0),
+    "Gemma 2 stands --model.attention-bias qkv, --model.attention-scale 0.3, which is not 1 / sqrt(a whole number).": (
+        dataclasses.replace(GEMMA_2, attention_bias="qkv", attention_scale=0.3)
+    ),
+    "against GPT-2 stands --model.window 3 4, --model.mlp geglu, ": dataclasses.replace(GEMMA_2, window=(3, 4)),
+    "Gemma 2 stands --model.window of two lengths beside 0.": dataclasses.replace(GEMMA_2, window=(3, 4)),
+    "against Gemma stands --model.norm rms, --model.placement both; against Gemma 2 stands --model.norm rms.": (
+        dataclasses.replace(GEMMA_2, norm="rms")
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.pretrained.tensors import Tensors
 
 Settings = Mapping[str, Any]  # what config.json holds
 Names = Mapping[str, str | tuple[str, ...]]
@@ -23,7 +24,8 @@ class Family(NamedTuple):
     bodies: the names of those without a head, whose folders leave the prefix out.
     names: for each tensor the parameter that it is, `#` being the layer's number. `.T` says that it lies transposed,
         `@2310` which of its axes are the parameter's first, second ...; several parameters lie side by side along
-        their last axis. A parameter that a model lacks (a bias, a free read-out) is passed over with its tensor.
+        their last axis. A parameter that a model lacks (a bias, a free read-out) is passed over with its tensor. A
+        function of the parameters' names where the same parameter is another tensor in another model.
     prefix: what the names of the body begin with.
     heads: what the names begin with that are not the body's, or that another head may lack.
     copies: tensors that some folders repeat under another name: that name, and the one in `names`.
@@ -31,13 +33,15 @@ class Family(NamedTuple):
     model: what a config.json means, to be computed in the given type. Raises ConfigError: what stands against it.
     obstacles: the options with which a model of that kind is none of this family.
     settings: the config.json of a model without obstacles.
+    completed: the entries of a config.json with what only the tensors tell.
+    older: endings of names in old folders, and what they are now.
     """
 
     title: str
     kind: type[nn.Module]
     architectures: tuple[str, ...]
     bodies: tuple[str, ...]
-    names: Names
+    names: Names | Callable[[Collection[str]], Names]
     prefix: str
     heads: tuple[str, ...]
     copies: Mapping[str, str]
@@ -45,6 +49,8 @@ class Family(NamedTuple):
     model: Callable[[Settings, DTypeLike], Any]
     obstacles: Callable[[Any], list[str]]
     settings: Callable[[Any], dict[str, Any]]
+    completed: Callable[[Settings, Tensors], Settings] = lambda settings, tensors: settings
+    older: Mapping[str, str] = {}
 
 
 Value = TypeVar("Value", bool, int, float, str)
@@ -87,5 +93,6 @@ def obstacles(config: Any, fixed: Mapping[str, Any], free: Collection[str]) -> l
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in free and value != fixed.get(field.name, field.default):
-            found.append(f"--model.{field.name.replace('_', '-')} {value}")
+            said = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            found.append(f"--model.{field.name.replace('_', '-')} {said}")
     return found

@@ -27,12 +27,17 @@ from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.pretrained import tokenizer as tokenizers
+from jaxarch.transformer.pretrained.bert import BERT
 from jaxarch.transformer.pretrained.family import Family, Settings
+from jaxarch.transformer.pretrained.gemma import GEMMA, GEMMA_2
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
+from jaxarch.transformer.pretrained.t5 import T5, T5_ENCODER
 from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
+from jaxarch.transformer.pretrained.vit import VIT
+from jaxarch.transformer.pretrained.whisper import WHISPER
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, GEMMA, GEMMA_2, VIT, WHISPER, T5, T5_ENCODER, BERT)
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -99,13 +104,16 @@ def load_pretrained(
     try:
         family = family_of(settings, architecture)
         own = settings["architectures"][0]
-        settings = {**settings, "architectures": [architecture or own], **(overrides or {})}
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from None
+    tensors = Tensors(folder)
+    try:
+        settings = {**family.completed(settings, tensors), "architectures": [architecture or own], **(overrides or {})}
         model = family.model(settings, dtype)
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from None
     shapes = shapes_of(model)
     layout = layout_of(family, shapes)
-    tensors = Tensors(folder)
     named = checked(
         tensors, layout, family, folder, settings["architectures"][0], other_head=architecture not in (None, own)
     )
@@ -168,7 +176,8 @@ def layout_of(family: Family, params: Shapes) -> Layout:
     layout = Layout({}, {}, {})
     numbered = re.compile(r"layers_(\d+)\.")
     layers = 1 + max((int(found[1]) for name in params if (found := numbered.search(name))), default=-1)
-    for pattern, ours in family.names.items():
+    table = family.names(params) if callable(family.names) else family.names
+    for pattern, ours in table.items():
         for number in map(str, range(layers) if "#" in pattern else (0,)):
             tensor = pattern.replace("#", number)
             names: list[str] = []
@@ -208,6 +217,8 @@ def checked(
     there = {}
     for name in tensors.names():
         full = name if name.startswith((family.prefix, *family.heads)) else family.prefix + name
+        for old, now in family.older.items():
+            full = full.removesuffix(old) + now if full.endswith(old) else full
         there[full] = name
     for copy, name in family.copies.items():
         if copy in there and name not in there and copy not in layout.shapes:

@@ -38,7 +38,7 @@ NAMES = {
 }
 FIXED = {"positions": "learned", "norm": "layer", "mlp": "gelu"}
 # Without biases a model is one whose biases are 0; the base of rotary positions has no effect.
-FREE = "layers heads dim kv_heads head_width mlp_dim tied bias qkv_bias eps rotary_base dropout remat scan_layers"
+FREE = "layers heads dim kv_heads head_width mlp_dim tied bias attention_bias eps rotary dropout remat scan_layers"
 
 
 def model(settings: Settings, dtype: DTypeLike) -> Decoder:

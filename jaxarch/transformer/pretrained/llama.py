@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023) and what differs from it by an option: Mistral, Qwen2 and Qwen3.
 
-Qwen2 adds biases to queries, keys and values, Qwen3 a norm on each head's queries and keys and heads of a width of
-their own. Mistral's window of attention is refused where it would act.
+Mistral gives the attention a window, Qwen2 biases to queries, keys and values, Qwen3 a norm to each head's queries and
+keys; the layers of both may differ in their windows.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from jaxarch.run.protocol import ConfigError
-from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder
+from jaxarch.transformer.decoder import Decoder, ModelConfig, decoder, in_turn
 from jaxarch.transformer.pretrained.family import Family, Settings, entry, must_be, obstacles, sizes
+from jaxarch.transformer.pretrained.rotary import read_rotary, write_rotary
 
 NAMES = {
     "model.embed_tokens.weight": "embedding.embedding",
@@ -41,108 +42,157 @@ NAMES = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "Qwen2ForCausalLM": {"num_key_value_heads": 32},
-    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
 }
 FIXED = {"positions": "rotary", "norm": "rms", "mlp": "swiglu"}
 FREE = (
-    "layers heads dim kv_heads head_width mlp_dim qk_norm tied bias qkv_bias eps rotary_base dropout remat scan_layers"
+    "layers heads dim kv_heads head_width window mlp_dim rotary qk_norm tied bias attention_bias eps dropout remat "
+    "scan_layers"
 )
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def model(settings: Settings, dtype: DTypeLike) -> Decoder:
     architecture = settings["architectures"][0]
     settings = DEFAULTS[architecture] | dict(settings)
     must_be(settings, "hidden_act", "silu", "swish")
-    vocab, length = sizes(settings, "vocab_size", "max_position_embeddings")
-    check_window(settings, architecture, length)
-    bias = architecture == "LlamaForCausalLM" and entry(settings, "mlp_bias", bool, False)
-    has_option = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
-    if has_option and entry(settings, "attention_bias", bool, False) != bias:
-        raise ConfigError(f"attention_bias {not bias} with mlp_bias {bias} cannot be expressed here, only the same.")
-    heads, dim = entry(settings, "num_attention_heads", int), entry(settings, "hidden_size", int)
-    width = entry(settings, "head_dim", int, 0)
+    bias = "none"
+    if architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM"):
+        bias = "all" if entry(settings, "attention_bias", bool, False) else "none"
+    elif architecture == "Qwen2ForCausalLM":
+        bias = "qkv"
+    everywhere = architecture == "LlamaForCausalLM" and entry(settings, "mlp_bias", bool, False)
+    if everywhere and bias == "none":
+        raise ConfigError("mlp_bias True with attention_bias False cannot be expressed here, only with both True.")
     config = ModelConfig(
-        entry(settings, "num_hidden_layers", int),
-        heads,
-        dim,
-        entry(settings, "num_key_value_heads", int, heads),
-        head_width=0 if width * heads == dim else width,
+        **shape(settings),
+        window=read_window(settings, architecture),
         mlp="swiglu",
-        mlp_dim=entry(settings, "intermediate_size", int),
         norm="rms",
-        positions="rotary",
-        rotary_base=rotary_base(settings),
         qk_norm=architecture == "Qwen3ForCausalLM",
         tied=entry(settings, "tie_word_embeddings", bool, False),
-        bias=bias,
-        qkv_bias=architecture == "Qwen2ForCausalLM",
-        eps=entry(settings, "rms_norm_eps", float, 1e-6),
+        bias=everywhere,
+        attention_bias="none" if everywhere else bias,
     )
+    vocab, length = sizes(settings, "vocab_size", "max_position_embeddings")
     return decoder(config, vocab, length, dtype)
 
 
-def check_window(settings: Settings, architecture: str, length: int) -> None:
-    """Raises ConfigError where some layer would not see all of the past."""
-    window = entry(settings, "sliding_window", int, length)
-    asked = architecture == "MistralForCausalLM" or entry(settings, "use_sliding_window", bool, False)
-    layers = settings.get("layer_types") or ()
-    if (asked or "sliding_attention" in layers) and window < length:
-        raise ConfigError(f"sliding_window {window} cannot be expressed here, only attention to all of the past.")
-    other = set(layers) - {"full_attention", "sliding_attention"}
-    if other:
-        raise ConfigError(f"layer_types {min(other)} cannot be expressed here, only full_attention.")
+def shape(settings: Settings) -> dict[str, Any]:
+    """The options of a `ModelConfig` that Gemma says alike."""
+    heads, dim = entry(settings, "num_attention_heads", int), entry(settings, "hidden_size", int)
+    width = entry(settings, "head_dim", int, 0)
+    return {
+        "layers": entry(settings, "num_hidden_layers", int),
+        "heads": heads,
+        "dim": dim,
+        "kv_heads": entry(settings, "num_key_value_heads", int, heads),
+        "head_width": 0 if width * heads == dim else width,
+        "mlp_dim": entry(settings, "intermediate_size", int),
+        "positions": "rotary",
+        "rotary": read_rotary(settings),
+        "eps": entry(settings, "rms_norm_eps", float, 1e-6),
+    }
 
 
-def rotary_base(settings: Settings) -> float:
-    """In `rope_parameters` (transformers 5) or beside `rope_scaling` (4). Raises ConfigError for scaled rotations."""
-    rope: dict[str, Any] = {"rope_theta": settings.get("rope_theta")}
-    for name in ("rope_scaling", "rope_parameters"):
-        given = settings.get(name) or {}
-        if not isinstance(given, dict):
-            raise ConfigError(f"{name} is {given!r}, not an object.")
-        kind = given.get("rope_type", given.get("type", "default"))
-        if kind != "default" or any(isinstance(value, dict) for value in given.values()):
-            raise ConfigError(f"{name} {kind} cannot be expressed here, only rotations that are not scaled.")
-        rope |= given
-    must_be({**settings, **rope}, "partial_rotary_factor", 1.0)
-    return entry(rope, "rope_theta", float, 10000.0)
+def read_window(settings: Settings, architecture: str) -> tuple[int, ...]:
+    """Those of the layers, in turn. Raises ConfigError."""
+    layers, window = entry(settings, "num_hidden_layers", int), entry(settings, "sliding_window", int, 0)
+    kinds = [FULL] * layers
+    if architecture == "MistralForCausalLM":
+        kinds = [SLIDING if window else FULL] * layers
+    elif architecture == "Gemma2ForCausalLM":
+        kinds = [FULL if number % 2 else SLIDING for number in range(layers)]
+    elif architecture != "LlamaForCausalLM" and entry(settings, "use_sliding_window", bool, False):
+        full = entry(settings, "max_window_layers", int, 28) if window else layers
+        kinds = [SLIDING if number >= full else FULL for number in range(layers)]
+    elif architecture != "LlamaForCausalLM":
+        window = 0
+    said = settings.get("layer_types")
+    if said is not None and (not isinstance(said, list) or len(said) != layers):
+        raise ConfigError(f"layer_types is {said!r}, not a list of {layers}.")
+    # Of these two `transformers` does not read it.
+    fixed = architecture in ("LlamaForCausalLM", "MistralForCausalLM")
+    for kind in said or ():
+        if kind not in (kinds[:1] if fixed else (FULL, SLIDING)):
+            expressed = kinds[0] if fixed else f"{FULL} or {SLIDING}"
+            raise ConfigError(f"layer_types {kind} cannot be expressed here, only {expressed}.")
+    kinds = said or kinds
+    if SLIDING in kinds and window < 1:
+        raise ConfigError(f"layer_types {SLIDING} needs a window, and sliding_window is none.")
+    return in_turn([window if kind == SLIDING else 0 for kind in kinds])
+
+
+def write_window(config: ModelConfig) -> dict[str, Any]:
+    each = [config.windows[number % len(config.windows)] for number in range(config.layers)]
+    return {"sliding_window": max(each) or None, "layer_types": [SLIDING if window else FULL for window in each]}
 
 
 def against(model: Decoder) -> list[str]:
     config = model.config
     found = obstacles(config, FIXED, FREE.split())
-    if config.qk_norm and (config.bias or config.qkv_bias):
-        found.append("--model.qk-norm with biases")
-    return found
+    name = name_of(config)
+    biases = config.bias, config.attention_bias
+    if name == "Qwen3" and biases not in ((False, "none"), (False, "all")):
+        found.append("--model.qk-norm with biases of other layers than all of the attention")
+    if name == "Mistral" and biases != (False, "none"):
+        found.append("--model.window with biases of other layers than queries, keys and values")
+    if name == "Mistral" and len(config.windows) > 1:
+        found.append("--model.window that differs from layer to layer")
+    return found + two_windows(config)
+
+
+def two_windows(config: ModelConfig) -> list[str]:
+    return ["--model.window of two lengths beside 0"] if len({*config.windows} - {0}) > 1 else []
+
+
+def name_of(config: ModelConfig) -> str:
+    """A Mistral without a window is a Llama, and is written as one."""
+    if config.qk_norm:
+        return "Qwen3"
+    if config.attention_bias == "qkv" and not config.bias:
+        return "Qwen2"
+    return "Mistral" if any(config.windows) else "Llama"
 
 
 def settings_of(model: Decoder) -> dict[str, Any]:
-    """A Mistral without a window is a Llama, and is written as one."""
-    config = model.config
-    name = "Qwen3" if config.qk_norm else "Qwen2" if config.qkv_bias and not config.bias else "Llama"
-    settings = {
+    config, name = model.config, name_of(model.config)
+    settings = settings_of_shape(model) | {
         "model_type": name.lower(),
         "architectures": [f"{name}ForCausalLM"],
+        "hidden_act": "silu",
+    }
+    window = write_window(config)
+    if name in ("Qwen2", "Qwen3"):
+        full = window["layer_types"].index(SLIDING) if any(config.windows) else config.layers
+        settings |= window | {"use_sliding_window": any(config.windows), "max_window_layers": full}
+    if name == "Mistral":
+        settings |= {"sliding_window": window["sliding_window"]}
+    if name in ("Llama", "Qwen3"):
+        settings |= {"attention_bias": config.bias or config.attention_bias == "all", "mlp_bias": config.bias}
+    return settings
+
+
+def settings_of_shape(model: Decoder) -> dict[str, Any]:
+    """The entries of a config.json that Gemma says alike."""
+    config = model.config
+    return {
         "vocab_size": model.vocab,
-        "max_position_embeddings": model.length,
         "hidden_size": config.dim,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads or config.heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.hidden,
-        "hidden_act": "silu",
         "rms_norm_eps": config.eps,
-        "rope_theta": config.rotary_base,  # read by transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},  # and by 5
         "tie_word_embeddings": config.tied,
+        **write_rotary(config.rotary, model.length),
     }
-    return settings if name == "Qwen2" else settings | {"attention_bias": config.bias, "mlp_bias": config.bias}
 
 
 LLAMA = Family(
-    title="Llama, Qwen2 or Qwen3",
+    title="Llama, Mistral, Qwen2 or Qwen3",
     kind=Decoder,
     architectures=tuple(DEFAULTS),
     bodies=tuple(name.replace("ForCausalLM", "Model") for name in DEFAULTS),

@@ -61,7 +61,7 @@ def nanogpt(
 
 
 def hugging_face(
-    layers: str, heads: str, dim: str, vocab: str, batch: str, prompt: str, new: str
+    layers: str, heads: str, dim: str, vocab: str, batch: str, prompt: str, new: str, precision: str
 ) -> tuple[str, Callable[[], float]]:
     """Greedy `generate` of a GPT-2 at random weights; seconds of one call."""
     import torch
@@ -73,7 +73,8 @@ def hugging_face(
         n_layer=int(layers), n_head=int(heads), n_embd=int(dim), vocab_size=int(vocab),
         n_positions=int(prompt) + int(new), bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config).eval()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = transformers.GPT2LMHeadModel(config).eval().to(dtype)
     tokens = torch.randint(int(vocab), (int(batch), int(prompt)))
 
     def measure() -> float:
@@ -89,9 +90,48 @@ def hugging_face(
     return f"transformers {transformers.__version__}, torch {torch.__version__}", measure
 
 
+def bert(
+    layers: str,
+    heads: str,
+    dim: str,
+    vocab: str,
+    batch: str,
+    length: str,
+    precision: str,
+    padded: str,
+    attention: str,
+    calls: str,
+) -> tuple[str, Callable[[], float]]:
+    """Forward passes of a BERT at random weights, without its pooler; seconds of one."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        num_hidden_layers=int(layers), num_attention_heads=int(heads), hidden_size=int(dim),
+        intermediate_size=4 * int(dim), vocab_size=int(vocab), attn_implementation=attention,
+    )  # fmt: skip
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    if precision == "bf16":
+        model = model.to(torch.bfloat16)
+    tokens = torch.randint(int(vocab), (int(batch), int(length)))
+    lengths = torch.linspace(int(length) // 2, int(length), int(batch)).long()
+    mask = (torch.arange(int(length)) < lengths[:, None]).long() if int(padded) else None
+
+    def measure() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(int(calls)):
+                model(tokens, attention_mask=mask)
+        return (time.perf_counter() - start) / int(calls)
+
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return f"BertModel ({attention}), {versions}, {torch.get_num_threads()} threads", measure
+
+
 def main() -> None:
     kind, *arguments = sys.argv[1:]
-    description, measure = {"nanogpt": nanogpt, "hugging_face": hugging_face}[kind](*arguments)
+    description, measure = {"nanogpt": nanogpt, "hugging_face": hugging_face, "bert": bert}[kind](*arguments)
     measure()  # compiles, allocates
     print(json.dumps({"description": description}), flush=True)
     for _ in sys.stdin:

@@ -29,6 +29,7 @@ FILE = "tokenizer.json"
 END_OF_DOCUMENT = "<|endoftext|>"
 # What a tokeniser of the user's may call the token that separates documents.
 END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+MASK_NAMES = ("[MASK]", "<mask>")
 PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>")
 CODE_POINTS = 0x110000
 
@@ -44,6 +45,11 @@ class Tokenizer(ABC):
     @property
     def end(self) -> int | None:
         """The token written between documents; None: documents are joined by a newline."""
+        return None
+
+    @property
+    def mask(self) -> int | None:
+        """The token that stands for one that is missing, where there is one."""
         return None
 
     @abstractmethod
@@ -148,10 +154,12 @@ class Subwords(Tokenizer):
         self._tokenizer.no_padding()
         # Not the number of entries: a file may leave numbers out.
         self._vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        ends = (self._tokenizer.token_to_id(name) for name in END_NAMES)
-        self._end = next((end for end in ends if end is not None), None)
-        pads = (self._tokenizer.token_to_id(name) for name in PAD_NAMES)
-        self._pad = next((pad for pad in pads if pad is not None), 0)
+        self._end, self._mask, self._pad = map(self._first, (END_NAMES, MASK_NAMES, PAD_NAMES))
+
+    def _first(self, names: Sequence[str]) -> int | None:
+        """The number of the first of these names that is a token."""
+        numbers = (self._tokenizer.token_to_id(name) for name in names)
+        return next((number for number in numbers if number is not None), None)
 
     @property
     def vocab(self) -> int:
@@ -160,6 +168,10 @@ class Subwords(Tokenizer):
     @property
     def end(self) -> int | None:
         return self._end
+
+    @property
+    def mask(self) -> int | None:
+        return self._mask
 
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -182,7 +194,7 @@ class Subwords(Tokenizer):
         framing.enable_truncation(length)
         encodings = framing.encode_batch(list(texts))
         longest = max((len(encoding.ids) for encoding in encodings), default=0)
-        tokens = np.full((len(encodings), longest), self._pad, np.int32)
+        tokens = np.full((len(encodings), longest), self._pad or 0, np.int32)
         types, mask = np.zeros_like(tokens), np.zeros_like(tokens)
         for row, encoding in enumerate(encodings):
             own = slice(len(encoding.ids))

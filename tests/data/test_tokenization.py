@@ -45,7 +45,7 @@ def test_what_is_too_long_loses_its_end_and_encode_stays_whole():
     tokenizer = words()
     framed = tokenizer.frame(["a b c d e", ("a", "b c d e")], 5)
     np.testing.assert_array_equal(framed.tokens, [[CLS, 0, 1, 2, SEP], [CLS, 0, SEP, 1, SEP]])
-    assert tokenizer.encode("a b c d e").tolist() == [0, 1, 2, 3, 4]
+    assert tokenizer.encode("a b c d e a").tolist() == [0, 1, 2, 3, 4, 0]
     with pytest.raises(ConfigError, match=r"a length of 3 leaves no room beside 3 special tokens; 128 would do\."):
         tokenizer.frame(["a", ("a", "b")], 3)
     assert tokenizer.frame([], 5).tokens.shape == (0, 0)

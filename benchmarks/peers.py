@@ -61,7 +61,7 @@ def nanogpt(
 
 
 def hugging_face(
-    layers: str, heads: str, dim: str, vocab: str, batch: str, prompt: str, new: str
+    layers: str, heads: str, dim: str, vocab: str, batch: str, prompt: str, new: str, precision: str
 ) -> tuple[str, Callable[[], float]]:
     """Greedy `generate` of a GPT-2 at random weights; seconds of one call."""
     import torch
@@ -73,7 +73,8 @@ def hugging_face(
         n_layer=int(layers), n_head=int(heads), n_embd=int(dim), vocab_size=int(vocab),
         n_positions=int(prompt) + int(new), bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config).eval()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = transformers.GPT2LMHeadModel(config).eval().to(dtype)
     tokens = torch.randint(int(vocab), (int(batch), int(prompt)))
 
     def measure() -> float:

@@ -26,7 +26,7 @@ from jaxarch.data.text import TextData, load_text, windows
 from jaxarch.run import ConfigError, Experiment, Metrics, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
 from jaxarch.transformer.decoding import sampling
-from jaxarch.transformer.generate import complete
+from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -104,7 +104,8 @@ def experiment(config: Config) -> Experiment:
     validation = windows(data.validation[: config.eval_tokens + 1], config.length)
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        texts = complete(model, state.evaluated, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key, sampling(0.8))
+        write = drawing(model, {"params": state.evaluated}, sampling(0.8), data.tokenizer.end)
+        texts = complete(write, model.length, data.tokenizer, [prompt] * 2, SAMPLE_TOKENS, key)
         (folder / "samples.txt").write_text("\n---\n".join(text.strip("\n") for text in texts) + "\n")
         return {}
 

@@ -26,13 +26,16 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.pairs import PairData, Pairs, load_pairs
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.transformer.beams import Beams
+from jaxarch.transformer.blocks import attention_weights
 from jaxarch.transformer.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
     encoder_decoder,
     forward_flops,
-    prefill,
-    step,
+    t5_v1_1,
+    transformer,
+    translate,
 )
 from jaxarch.transformer.training import (
     PRECISIONS,
@@ -68,7 +71,7 @@ class Config:
     """pairs held out, but at most a tenth"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 2000
+    steps: int = 600
     """length of the run and of the schedule"""
     batch_size: int = 64
     """pairs a step"""
@@ -78,6 +81,10 @@ class Config:
     """the part of a target that is spread over the vocabulary"""
     bleu: Literal["auto", "char", "13a", "intl", "zh", "ja-mecab"] = "auto"
     """what BLEU takes for words (auto: characters of numbers and names, else 13a)"""
+    beams: int = 1
+    """unfinished translations that are followed at once (1: the most probable token at a time)"""
+    length_penalty: float = 1.0
+    """above 0 favours long translations, below 0 short ones"""
     model: EncoderDecoderConfig = EncoderDecoderConfig()
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
@@ -87,6 +94,7 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
         if self.data_seed < 0:
             raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
+        Beams(self.beams, length_penalty=self.length_penalty)
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"--smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
         if self.batch_size % self.optim.accumulate:
@@ -112,7 +120,7 @@ def experiment(config: Config) -> Experiment:
     operations = forward_flops(config.model, data.vocab, config.batch_size, *lengths)
     words = config.bleu if config.bleu != "auto" else "char" if config.data in ("numbers", "names") else "13a"
     scores = scoring(words)
-    translate = translator(model, data)
+    beams = Beams(config.beams, length_penalty=config.length_penalty)
     pad = data.specials.pad
 
     def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
@@ -126,11 +134,11 @@ def experiment(config: Config) -> Experiment:
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
         variables = {"params": state.evaluated}
-        tokens = translate(variables, data.validation.source)
+        tokens = translations(model, variables, data, np.asarray(data.validation.source), beams)
         found = [data.text(row) for row in tokens]
         lines = ["\t".join((*pair, text)) for pair, text in zip(data.texts, found, strict=True)]
         (folder / "translations.tsv").write_text("\n".join(["source\treference\ttranslation", *lines]) + "\n")
-        draw_attention(model, variables, data, tokens[:SHOWN], folder / "attention.png")
+        draw_attention(model, variables, data, tokens, folder / "attention.png")
         return scores(found, [target for _, target in data.texts])
 
     return Experiment(
@@ -159,7 +167,7 @@ def teacher_forced(
 
 
 def smoothed(model: EncoderDecoder, pad: int, smoothing: float) -> Objective:
-    """The cross-entropy of targets of which a part is spread over the whole vocabulary (Szegedy et al. 2016, sec. 7)."""
+    """The cross-entropy of targets, a part of each spread over the whole vocabulary (Szegedy et al. 2016, sec. 7)."""
 
     def objective(params: PyTree, batch: Pairs, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         logits = teacher_forced(model, params, batch, pad, key)
@@ -170,36 +178,15 @@ def smoothed(model: EncoderDecoder, pad: int, smoothing: float) -> Objective:
     return objective
 
 
-def translator(model: EncoderDecoder, data: PairData) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """`(variables, source) -> tokens`, each row up to its end, by the most probable token at a time."""
-    pad, begin, end = data.specials
-    length = model.lengths[1]
-
-    @jax.jit
-    def some(variables: PyTree, source: Int[Array, "batch source"]) -> Int[Array, "batch length"]:
-        segments = (source != pad).astype(jnp.int32)
-        prompts = jnp.full((len(source), 1), begin, jnp.int32)
-        logits, cache = prefill(model, variables, source, segments, prompts, length)
-
-        def advance(carry: tuple) -> tuple:
-            number, tokens, logits, cache = carry
-            done = (tokens == end).any(axis=1)
-            new = jnp.where(done, end, logits.argmax(-1)).astype(jnp.int32)
-            logits, cache = step(model, variables, new[:, None], cache)
-            return number + 1, tokens.at[:, number].set(new), logits, cache
-
-        def unfinished(carry: tuple) -> Array:
-            return (carry[0] < length) & ~(carry[1] == end).any(axis=1).all()
-
-        return jax.lax.while_loop(unfinished, advance, (0, jnp.full((len(source), length), pad), logits, cache))[1]
-
-    def translate(variables: PyTree, source: np.ndarray) -> np.ndarray:
-        rows = min(ROWS, len(source))
-        filled = np.pad(source, ((0, -len(source) % rows), (0, 0)), constant_values=pad)
-        parts = [np.asarray(some(variables, filled[i : i + rows])) for i in range(0, len(filled), rows)]
-        return np.concatenate(parts)[: len(source)]
-
-    return translate
+def translations(
+    model: EncoderDecoder, variables: PyTree, data: PairData, source: np.ndarray, beams: Beams
+) -> Int[np.ndarray, "pairs length"]:
+    """The target of each source, some at a time."""
+    rows = min(ROWS, len(source))
+    filled = np.pad(source, ((0, -len(source) % rows), (0, 0)), constant_values=data.specials.pad)
+    parts = np.split(filled, len(filled) // rows)
+    found = [translate(model, variables, part, data.specials, model.lengths[1], beams) for part in parts]
+    return np.concatenate([np.asarray(part) for part in found])[: len(source)]
 
 
 def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
@@ -227,8 +214,38 @@ def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
 
 
 def draw_attention(model: EncoderDecoder, variables: PyTree, data: PairData, tokens: np.ndarray, path: Path) -> None:
-    """Of the first held-out pairs, how much of its attention each token of the translation gave each of the source."""
+    """Of some held-out pairs, how much of its attention each token of the translation gave each of the source.
 
+    The mean of the last layer's heads; the darker, the more.
+    """
+    import matplotlib.pyplot as plt
+
+    places = np.unique(np.linspace(0, len(tokens) - 1, SHOWN).astype(int))
+    count, tokens, source = len(places), tokens[places], np.asarray(data.validation.source)[places]
+    inputs = np.concatenate([np.full((count, 1), data.specials.begin), tokens[:, :-1]], axis=1).astype(np.int32)
+    segments = (source != data.specials.pad).astype(np.int32)
+    weights = attention_weights(model, variables, source, inputs, segments)
+    cross = np.asarray([value for name, value in weights.items() if name.endswith(".cross")][-1])
+    shown = cross.reshape(-1, *cross.shape[-4:])[-1].mean(axis=1)
+    figure, axes = plt.subplots(1, count, figsize=(4 * count, 10), squeeze=False, layout="constrained")
+    for axis, picture, row, target in zip(axes[0], shown, source, tokens, strict=True):
+        wide, high = (1 + int((line == data.specials.end).argmax()) for line in (row, target))
+        axis.imshow(picture[:high, :wide], cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        for ticks, line, size in ((axis.set_xticks, row, wide), (axis.set_yticks, target, high)):
+            ticks(range(size), [data.tokenizer.decode([token]) for token in line[: size - 1]] + ["end"])
+        axis.set_xlabel("source")
+        axis.set_ylabel("translation")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# The published shapes, for an accelerator and a user's own pairs.
+LARGE = OptimConfig(learning_rate=1e-3, beta2=0.98, warmup=4000, weight_decay=0.0)
+PRESETS = {
+    "names": Config(data="names", length=64, steps=1500),
+    "transformer": Config(model=transformer(), optim=LARGE, tokenizer="bpe", vocab_size=37000, steps=100_000),
+    "t5": Config(model=t5_v1_1(), optim=LARGE, tokenizer="bpe", vocab_size=32128, steps=100_000, smoothing=0.0),
+}
 
 if __name__ == "__main__":
-    main(experiment, Config)
+    main(experiment, Config, PRESETS)

@@ -10,9 +10,10 @@ fifth of each class is, at random.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from jaxarch.transformer.training import (
 )
 from jaxarch.transformer.vision import VisionConfig, VisionTransformer, looked_at, vision
 
-SHOWN = 10  # pictures in a row of a report
+SHOWN, OF = 10, 256  # pictures in a row of a report, and those that they are chosen of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Config:
     """seed of what is held out"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 2000
+    steps: int = 1500
     """length of the run and of the schedule"""
     batch_size: int = 64
     """pictures a step"""
@@ -83,7 +84,7 @@ class Config:
     eval_pictures: int = 10_000
     """held-out pictures that an evaluation reads at most"""
     model: VisionConfig = VisionConfig()
-    optim: OptimConfig = OptimConfig(weight_decay=0.1, beta2=0.99)
+    optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=1e-2)
     augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:
@@ -112,17 +113,13 @@ def experiment(config: Config) -> Experiment:
     )
     model = vision(config.model, data.shape, data.classes, dtype=PRECISIONS[config.precision])
 
-    def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        draw(model, state.evaluated, data.validation, folder / "predictions.png")
-        return {}
-
     return Experiment(
         init=make_init(model, model.inputs(), config.optim),
         step=make_step(classification(model, config.augment), config.optim, config.steps),
         evaluate=make_evaluate(model, data.validation, batch_size=256),
         data=data.train,
         batch_size=config.batch_size,
-        report=report,
+        report=make_report(model, data.validation),
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
         assets=data.save,
         weights=("params", "ema"),
@@ -136,11 +133,22 @@ def classification(model: VisionTransformer, augment: AugmentConfig) -> Objectiv
         augment_key, dropout_key = jax.random.split(key)
         targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, len(model.labels)), augment.smoothing)
         pictures, targets = augmented(augment_key, scaled(batch.pixels), targets, augment)
-        logits = model.apply({"params": params}, pictures, deterministic=False, rngs={"dropout": dropout_key})
+        logits = logits_of(model, params, pictures, dropout_key)
         losses = optax.softmax_cross_entropy(logits, targets)
         return jnp.sum(losses * batch.weights), jnp.sum(batch.weights)
 
     return objective
+
+
+def logits_of(
+    model: VisionTransformer,
+    params: PyTree,
+    pictures: Float[Array, "batch height width channels"],
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"]:
+    """With dropout where there is a key."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return cast(Array, model.apply({"params": params}, pictures, deterministic=dropout_key is None, rngs=rngs))
 
 
 def augmented(
@@ -165,12 +173,14 @@ def augmented(
     return mixed[0] if mixed else (pictures, targets)
 
 
-def make_evaluate(model: VisionTransformer, validation: Pictures, batch_size: int):
+def make_evaluate(
+    model: VisionTransformer, validation: Pictures, batch_size: int
+) -> Callable[[TrainState, Key[Array, ""]], Metrics]:
     """Loss and accuracy over all held-out pictures."""
 
     def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
         def sums(batch: Pictures) -> tuple[Array, Array, Array]:
-            logits = model.apply({"params": state.evaluated}, scaled(batch.pixels))
+            logits = logits_of(model, state.evaluated, scaled(batch.pixels))
             hits = (logits.argmax(-1) == batch.labels) * batch.weights
             return cross_entropy(logits, batch.labels, batch.weights), hits.sum(), batch.weights.sum()
 
@@ -183,35 +193,58 @@ def make_evaluate(model: VisionTransformer, validation: Pictures, batch_size: in
 # --- the report ---------------------------------------------------------------------------------
 
 
-def draw(model: VisionTransformer, params: PyTree, pictures: Pictures, path: Path) -> None:
-    """The first held-out pictures and those least well classified: what the model says, and what it looks at.
+def make_report(
+    model: VisionTransformer, validation: Pictures
+) -> Callable[[TrainState, Key[Array, ""], Path], Metrics]:
+    """Draws the first held-out pictures and those least well classified: what the model says, and what it looks at.
 
     Below each picture stands the rollout of its attention weights (`looked_at`), brightest where it is largest.
     """
-    from matplotlib.figure import Figure
+    some = jax.tree.map(lambda leaf: leaf[:OF], validation)
 
     @jax.jit
     def answers(params: PyTree, pixels: Array) -> tuple[Array, Array]:
         pictures = scaled(pixels)
-        return jax.nn.softmax(model.apply({"params": params}, pictures)), looked_at(model, params, pictures)
+        return jax.nn.softmax(logits_of(model, params, pictures)), looked_at(model, params, pictures)
 
-    some = jax.tree.map(lambda leaf: leaf[:256], pictures)
-    probabilities, maps = (np.asarray(part) for part in answers(params, jnp.asarray(some.pixels)))
-    of_truth = probabilities[np.arange(len(some.labels)), some.labels]
-    first, worst = np.arange(len(some.labels))[:SHOWN], np.argsort(of_truth, kind="stable")[:SHOWN]
-    figure = Figure(figsize=(1.1 * SHOWN, 6), layout="constrained")
-    axes = figure.subplots(4, SHOWN, squeeze=False)
-    for row, numbers in ((0, first), (2, worst)):
+    def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
+        probabilities, maps = map(np.asarray, answers(state.evaluated, jnp.asarray(some.pixels)))
+        of_truth = probabilities[np.arange(len(some.labels)), some.labels]
+        chosen = [*range(len(some.labels))][:SHOWN], np.argsort(of_truth, kind="stable")[:SHOWN]
+        draw(some, probabilities, maps, chosen, model.labels, folder / "predictions.png")
+        return {}
+
+    return report
+
+
+def draw(
+    pictures: Pictures,
+    probabilities: np.ndarray,
+    maps: np.ndarray,
+    chosen: Sequence[Sequence[int] | np.ndarray],
+    labels: Sequence[str],
+    path: Path,
+) -> None:
+    """Rows of pictures, `chosen` by their numbers, each above its map."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 * SHOWN, 1.45 * 2 * len(chosen)))
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.92, wspace=0.08, hspace=0.15)
+    axes = figure.subplots(2 * len(chosen), SHOWN, squeeze=False)
+    for row, numbers in enumerate(chosen):
         for column, number in enumerate(numbers):
-            said, truth = probabilities[number].argmax(), some.labels[number]
-            wrong = f", is {model.labels[truth]}" if said != truth else ""
-            title = f"{model.labels[said]} {100 * probabilities[number, said]:.0f} %{wrong}"
-            axes[row, column].set_title(title, fontsize=7, color="tab:red" if wrong else "black")
-            axes[row, column].imshow(some.pixels[number].squeeze(), cmap="gray", vmin=0, vmax=255)
-            axes[row + 1, column].imshow(maps[number], cmap="magma", vmin=0)
+            said, truth = int(probabilities[number].argmax()), int(pictures.labels[number])
+            title = f"{labels[said]}: {100 * probabilities[number, said]:.0f} %"
+            title += "" if said == truth else f", is {labels[truth]}"
+            above, below = axes[2 * row : 2 * row + 2, column]
+            above.set_title(title, fontsize=7, pad=3, color="black" if said == truth else "tab:red")
+            above.imshow(np.asarray(pictures.pixels[number]).squeeze(), cmap="gray", vmin=0, vmax=255)
+            below.imshow(maps[number], cmap="magma", vmin=0)
     for axis in axes.flat:
         axis.axis("off")
-    figure.suptitle("held-out pictures: the first ones, and those least well told apart", fontsize=9)
+    figure.suptitle(
+        "held-out pictures, the first ones and those least well classified, and what is looked at", fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 

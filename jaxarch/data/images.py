@@ -179,7 +179,7 @@ def _digits(size: int) -> tuple[np.ndarray, np.ndarray]:
         ) from None
     from PIL import Image
 
-    found = load_digits()
+    found: Any = load_digits()
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)  # 17 levels of grey
     if size != DIGITS_SIZE:
         sized = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in pixels]

@@ -5,9 +5,10 @@ Vaswani et al. 2017, fig. 1, and T5 (Raffel et al. 2020), which has other norms,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from functools import lru_cache, partial
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -18,9 +19,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
+from jaxarch.data.pairs import Specials
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, CrossAttention, Rotary, SelfAttention
+from jaxarch.transformer.beams import Beams, beam_search
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
+from jaxarch.transformer.decoding import Prompts, decode
 from jaxarch.transformer.layers import (
     Activation,
     Dense,
@@ -428,46 +432,71 @@ def _std(config: EncoderDecoderConfig) -> float:
     return min(0.02, 0.15 / config.dim**0.5) if config.tied else 0.02
 
 
-class Prefilled(NamedTuple):
-    """The logits of each target's next token, and the cache that goes on from there."""
-
-    logits: Float[Array, "batch vocab"]
-    cache: Cache
-
-
 def prefill(
     model: EncoderDecoder,
     variables: PyTree,
     source: Int[Array | np.ndarray, "batch source"],
     source_segments: Int[Array | np.ndarray, "batch source"] | None,
-    prompts: Int[Array | np.ndarray, "batch length"],
+    prompts: Prompts,
     slots: int,
-    start: Int[Array, "batch"] | None = None,
-) -> Prefilled:
-    """Reads the sources and what their targets begin with.
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """The logits of each target's next token, and a cache of `slots` that holds what is made of the source.
 
-    slots: tokens of a target that the cache has room for, its beginning among them.
-    start: the first slot of each row's beginning that counts; None: 0.
+    prompts: what the targets begin with.
     Raises ConfigError where learned positions are fewer than slots.
     """
     if model.config.positions == "learned" and slots > model.lengths[1]:
         raise ConfigError(f"targets of {slots} tokens do not fit the model's length; {model.lengths[1]} would.")
     memory = model.apply(variables, source, source_segments, method="encode")
-    cache = model.empty_cache(slots, jnp.zeros(len(source), jnp.int32) if start is None else start)
-    logits, cache = _decode(model, variables, prompts, cache, memory, source_segments)
-    return Prefilled(logits, cache)
+    cache = model.empty_cache(slots, prompts.tokens.shape[1] - prompts.lengths)
+    given = prompts.tokens, memory, source_segments
+    logits, cache = cast(Any, model.apply(variables, *given, cache=cache, method="decode"))
+    return logits[:, -1], cache
 
 
 def step(
     model: EncoderDecoder, variables: PyTree, tokens: Int[Array | np.ndarray, "batch length"], cache: Cache
-) -> Prefilled:
-    """The same after `tokens` more, which follow those in the cache. Pure: compile it, and donate the cache."""
-    return Prefilled(*_decode(model, variables, tokens, cache, None, None))
+) -> tuple[Float[Array, "batch length vocab"], Cache]:
+    """The logits after each of the tokens, and the cache with them in it. Pure: compile it, and donate the cache."""
+    return cast(Any, model.apply(variables, tokens, cache=cache, method="decode"))
 
 
-def _decode(model: EncoderDecoder, variables: PyTree, tokens: Any, cache: Cache, *memory: Any) -> tuple[Array, Cache]:
-    logits, cache = cast(Any, model.apply(variables, tokens, *memory, cache=cache, method="decode"))
-    return logits[:, -1], cache
+GREEDY = Beams(1)
+
+
+def translate(
+    model: EncoderDecoder,
+    variables: PyTree,
+    source: Int[Array | np.ndarray, "batch source"],
+    specials: Specials,
+    new_tokens: int,
+    beams: Beams = GREEDY,
+) -> Int[Array, "batch new_tokens"]:
+    """The best target of each source that a search finds, up to its end, which fills its rest.
+
+    One compiled program, kept for the next call with the same model, numbers and shapes.
+
+    beams: of one beam, the most probable token at a time.
+    Raises ConfigError where learned positions are fewer than new tokens.
+    """
+    # Linen modules do have a hash, by their fields, which their type does not tell.
+    return _program(model, specials, new_tokens, beams)(variables, source)  # pyright: ignore[reportArgumentType]
+
+
+@lru_cache(maxsize=8)
+def _program(model: EncoderDecoder, specials: Specials, new_tokens: int, beams: Beams) -> Callable:
+    @jax.jit
+    def run(variables: PyTree, source: Array) -> Array:
+        prompts = Prompts(jnp.full((len(source), 1), specials.begin), jnp.ones(len(source), jnp.int32))
+        segments = (source != specials.pad).astype(jnp.int32)
+        # The last token is chosen, but no longer read: so the beginning has a slot.
+        logits, cache = prefill(model, variables, source, segments, prompts, new_tokens)
+        each = partial(step, model, variables)
+        if beams.width == 1:
+            return decode(each, logits, cache, prompts, new_tokens, jax.random.key(0), stop_token=specials.end)
+        return beam_search(each, logits, cache, prompts, new_tokens, beams, specials.end).tokens[:, 0]
+
+    return run
 
 
 def forward_flops(config: EncoderDecoderConfig, vocab: int, batch: int, source: int, length: int) -> int:

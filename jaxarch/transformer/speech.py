@@ -18,10 +18,9 @@ from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import CrossAttention, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
-from jaxarch.transformer.layers import DEFAULT_INIT, Dense, Embedding, FeedForward, LayerNorm, dense
+from jaxarch.transformer.layers import DEFAULT_INIT, Dense, Embedding, FeedForward, LayerNorm, dense, exact_gelu
 
 BIASES = ("query", "value", "out")  # a bias of the keys would move all logits of a query alike
-exact_gelu = partial(jax.nn.gelu, approximate=False)
 
 
 @dataclass(frozen=True)

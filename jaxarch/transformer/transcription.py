@@ -10,15 +10,18 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree
 
+from jaxarch.attention.cache import Cache, take_rows
 from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.beams import Beams, beam_search
+from jaxarch.transformer.decoding import Processor, Prompts, Text, decode, greedy
 from jaxarch.transformer.spectrogram import HOP, RATE, fitted, log_mel
 from jaxarch.transformer.speech import Whisper
 
@@ -106,20 +109,22 @@ def transcribe(
     language: str | None = None,
     task: str = "transcribe",
     new_tokens: int | None = None,
+    beams: Beams | None = None,
     batch: int = 8,
 ) -> Transcript:
-    """What is said in a sound, each token being the most probable one.
+    """What is said in a sound.
 
     samples: at 16 kHz, as `read_wav(path, RATE)` gives them.
     language: as "en"; None: the one that the model finds most probable in the first window.
     task: transcribe, or translate (into English).
     new_tokens: the most that a window may have; None: half the model's length, as in the paper's code.
+    beams: of a beam search; None: each token is the most probable one.
     batch: windows at a time.
     Raises ConfigError where the model does not know the language or the task, or the tokens do not fit its length.
     """
-    spans = windows(samples, 2 * model.source * HOP)
-    variables = {"params": params}
-    encode, found, texts = _encoder(model), language, []
+    spans, most = windows(samples, 2 * model.source * HOP), model.length // 2 if new_tokens is None else new_tokens
+    encode = _encoder(model)  # pyright: ignore[reportArgumentType]
+    variables, found, texts = {"params": params}, language, []
     for first in range(0, len(spans), batch):
         pieces = [samples[begin:end] for begin, end in spans[first : first + batch]]
         empty = [samples[:0]] * (min(batch, len(spans)) - len(pieces))  # the last batch is as large as the others
@@ -128,7 +133,7 @@ def transcribe(
         if found is None and markers.languages:
             found = heard_language(model, variables, memory[:1], markers)[0]
         prefix = markers.prefix(found, task)
-        tokens = written(model, variables, memory, prefix, new_tokens or model.length // 2, markers)
+        tokens = written(model, variables, memory, prefix, most, markers, beams)
         texts += [_text(row, tokenizer, markers) for row in np.asarray(tokens)[: len(pieces)]]
     parts = tuple(Part(begin / RATE, end / RATE, text) for (begin, end), text in zip(spans, texts, strict=True))
     return Transcript("".join(texts).strip(), found, parts)
@@ -166,7 +171,9 @@ def heard_language(
 ) -> list[str]:
     """The most probable language of each sound, by the token that would follow the start (sec. 2.3)."""
     names, tokens = zip(*markers.languages, strict=True)
-    logits = _first_logits(model)(variables, memory, jnp.int32(markers.start))
+    logits = _first_logits(model)(  # pyright: ignore[reportArgumentType]
+        variables, memory, jnp.int32(markers.start)
+    )
     return [names[number] for number in np.asarray(logits)[:, list(tokens)].argmax(axis=1)]
 
 
@@ -177,10 +184,13 @@ def written(
     prefix: Sequence[int],
     new_tokens: int,
     markers: Markers,
+    beams: Beams | None = None,
 ) -> Int[Array, "batch new_tokens"]:
-    """The tokens after the prefix, each the most probable one that is not suppressed; after the end, the end.
+    """The tokens after the prefix, up to the end, which fills the rest.
 
-    memory: of `model.encode`. Raises ConfigError where prefix and new tokens do not fit the model's length.
+    memory: of `model.encode`.
+    beams: of a beam search; None: each token is the most probable one that is not suppressed.
+    Raises ConfigError where prefix and new tokens do not fit the model's length.
     """
     if new_tokens < 1:
         raise ConfigError(f"{new_tokens} new tokens are too few; ask for 1 at least.")
@@ -189,13 +199,27 @@ def written(
             f"a prefix of {len(prefix)} tokens and {new_tokens} new ones do not fit the model's length {model.length}; "
             f"{model.length - len(prefix) + 1} would."
         )
-    return _writer(model, new_tokens, markers)(variables, memory, jnp.asarray(prefix, jnp.int32))
+    # Linen modules do have a hash, by their fields, which their type does not tell.
+    program = _writer(model, new_tokens, markers, beams)  # pyright: ignore[reportArgumentType]
+    return program(variables, memory, jnp.asarray(prefix, jnp.int32))
+
+
+@lru_cache
+def suppressing(always: tuple[int, ...], first: tuple[int, ...] = ()) -> Processor:
+    """Rules tokens out: some always, and some as the first new one."""
+
+    def processor(text: Text, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
+        numbers = np.arange(logits.shape[1])
+        out = np.isin(numbers, always) | ((text.length == text.prompt) & np.isin(numbers, first))
+        return jnp.where(out, -jnp.inf, logits)
+
+    return processor
 
 
 @lru_cache(maxsize=8)
 def _encoder(model: Whisper) -> Callable:
     def run(variables: PyTree, samples: Array) -> Array:
-        return model.apply(variables, log_mel(samples, model.config.bands), method="encode")
+        return cast(Array, model.apply(variables, log_mel(samples, model.config.bands), method="encode"))
 
     return jax.jit(run)
 
@@ -203,33 +227,33 @@ def _encoder(model: Whisper) -> Callable:
 @lru_cache(maxsize=8)
 def _first_logits(model: Whisper) -> Callable:
     def run(variables: PyTree, memory: Array, token: Array) -> Array:
-        return model.apply(variables, jnp.full((memory.shape[0], 1), token), memory, method="decode")[:, 0]
+        tokens = jnp.full((memory.shape[0], 1), token)
+        return cast(Array, model.apply(variables, tokens, memory, method="decode"))[:, 0]
 
     return jax.jit(run)
 
 
 @lru_cache(maxsize=8)
-def _writer(model: Whisper, new_tokens: int, markers: Markers) -> Callable:
-    numbers = np.arange(model.vocab)
-    never = np.where(np.isin(numbers, markers.suppressed), -np.inf, 0).astype(np.float32)
-    not_first = np.where(np.isin(numbers, markers.suppressed_first), -np.inf, never)
+def _writer(model: Whisper, new_tokens: int, markers: Markers, beams: Beams | None) -> Callable:
+    processors = (suppressing(markers.suppressed, markers.suppressed_first),)
 
     def run(variables: PyTree, memory: Array, prefix: Array) -> Array:
         batch, length = memory.shape[0], prefix.shape[0]
-        cache = model.empty_cache(length + new_tokens - 1, jnp.zeros(batch, jnp.int32))
-        logits, cache = model.apply(variables, jnp.tile(prefix, (batch, 1)), memory, cache=cache, method="decode")
-        first = jnp.argmax(logits[:, -1] + not_first, axis=-1)
-        chosen = jnp.full((batch, new_tokens), markers.end, first.dtype).at[:, 0].set(first)
+        prompts = Prompts(jnp.tile(prefix, (batch, 1)), jnp.full(batch, length))
+        cache = model.empty_cache(length, jnp.zeros(batch, jnp.int32))
+        logits, cache = cast(Any, model.apply(variables, prompts.tokens, memory, cache=cache, method="decode"))
+        # The sound's keys and values stay out of the cache, whose rows a search copies with each token.
+        width = 1 if beams is None else beams.width
+        ready = take_rows(cache.memory, jnp.repeat(jnp.arange(batch), width))
 
-        def advance(carry: tuple) -> tuple:
-            number, chosen, done, cache = carry
-            last = jax.lax.dynamic_slice_in_dim(chosen, number - 1, 1, axis=1)
-            logits, cache = model.apply(variables, last, cache=cache, method="decode")
-            tokens = jnp.where(done, markers.end, jnp.argmax(logits[:, -1] + never, axis=-1))
-            chosen = jax.lax.dynamic_update_index_in_dim(chosen, tokens, number, axis=1)
-            return number + 1, chosen, done | (tokens == markers.end), cache
+        def step(tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+            cache = cache._replace(memory=ready)
+            logits, cache = cast(Any, model.apply(variables, tokens, cache=cache, method="decode"))
+            return logits, cache._replace(memory=None)
 
-        carry = (jnp.int32(1), chosen, first == markers.end, cache)
-        return jax.lax.while_loop(lambda carry: (carry[0] < new_tokens) & ~carry[2].all(), advance, carry)[1]
+        begun = step, logits[:, -1], cache._replace(memory=None), prompts, new_tokens
+        if beams is None:
+            return decode(*begun, jax.random.key(0), greedy, markers.end, processors)
+        return beam_search(*begun, beams, markers.end, processors).tokens[:, 0]
 
     return jax.jit(run)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float64, PyTree
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, attention_weights, stack
-from jaxarch.transformer.layers import Activation, Dense, FeedForward, LayerNorm, dense, gelu, squared_relu
+from jaxarch.transformer.layers import Activation, Dense, FeedForward, LayerNorm, dense, exact_gelu, gelu, squared_relu
 
 Size = tuple[int, int]  # height and width
 
@@ -27,7 +27,7 @@ def _quick_gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": exact_gelu,
     "gelu_tanh": gelu,
     "quick_gelu": _quick_gelu,  # Hendrycks & Gimpel 2016, sec. 2, the form by a logistic function
     "relu": jax.nn.relu,

@@ -9,6 +9,7 @@ Needs torch and transformers; the tests that read the files do not.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ FEATURES = np.random.default_rng(0).normal(size=(5, 2 * SOURCE, MELS)).astype(np
 # Without the end, which is also the padding: its embedding learns nothing there.
 TOKENS = np.random.default_rng(1).integers(16, VOCAB, (5, LENGTH)).astype(np.int32)
 ASKED = [("en", "transcribe"), ("de", "translate")]
-NEW_TOKENS = 10
+NEW_TOKENS, BEAMS = 10, 3
 
 
 def published(kind: str = "WhisperForConditionalGeneration", seed: int = 0, **fields: Any) -> Any:
@@ -95,16 +96,24 @@ def published(kind: str = "WhisperForConditionalGeneration", seed: int = 0, **fi
 
 
 def answers(model: Any) -> dict[str, np.ndarray]:
-    """Its logits for TOKENS, the number of the language it hears, what it writes where it is asked for ASKED."""
+    """Its logits for TOKENS, the language it hears, and what it writes and finds by beams where it is asked for ASKED.
+
+    The logits are computed in float64: in float32 they are off by 6e-6 of the greatest.
+    """
     import torch
 
     features = torch.tensor(FEATURES.swapaxes(1, 2))
     with torch.no_grad():
-        logits = model(input_features=features, decoder_input_ids=torch.tensor(TOKENS).long()).logits.numpy()
+        inputs = {"input_features": features.double(), "decoder_input_ids": torch.tensor(TOKENS).long()}
+        logits = copy.deepcopy(model).double()(**inputs).logits.float().numpy()
         found = {"logits": logits, "languages": model.detect_language(features).numpy()}
         for language, task in ASKED:
             asked = {"language": language, "task": task, "max_new_tokens": NEW_TOKENS}
             found[f"written_{language}_{task}"] = model.generate(features, **asked).numpy()
+            searched = model.generate(features, **asked, num_beams=BEAMS, length_penalty=2.0).numpy()
+            # It is as long as the longest of its rows.
+            missing = NEW_TOKENS - searched.shape[1]
+            found[f"searched_{language}_{task}"] = np.pad(searched, [(0, 0), (0, missing)], constant_values=END)
     return found
 
 

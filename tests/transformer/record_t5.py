@@ -35,13 +35,9 @@ V1_1 = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5ForConditionalGeneration", T5 | {"num_decoder_layers": 1}),
     "t5_v1_1": ("T5ForConditionalGeneration", V1_1 | {"d_kv": 4, "num_decoder_layers": 3}),
-    "t5_tied_unscaled": (
-        "T5ForConditionalGeneration",
-        V1_1 | {"feed_forward_proj": "gelu"},
-    ),
-    "t5_silu": ("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-silu"}),
+    "t5_unscaled": ("T5ForConditionalGeneration", V1_1 | {"feed_forward_proj": "gated-silu"}),  # but tied
     "mt5": ("MT5ForConditionalGeneration", T5),
-    "t5_encoder": ("T5EncoderModel", T5),
+    "t5_encoder": ("T5EncoderModel", T5 | {"feed_forward_proj": "gelu"}),
 }
 RECORDED = ("t5", "t5_v1_1", "t5_encoder")
 RNG = np.random.default_rng(0)

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxarch.data.pairs import Specials
 from jaxarch.run.operations import counted
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.beams import Beams
 from jaxarch.transformer.blocks import attention_weights, stack_layers
+from jaxarch.transformer.decoding import Prompts, left_pad
 from jaxarch.transformer.encoder_decoder import (
     EncoderDecoder,
     EncoderDecoderConfig,
@@ -24,6 +27,7 @@ from jaxarch.transformer.encoder_decoder import (
     t5,
     t5_v1_1,
     transformer,
+    translate,
 )
 
 VOCAB, SOURCE, LENGTH = 11, 6, 5
@@ -241,6 +245,10 @@ def test_packed_pairs_are_as_if_apart(name):
 # --- decoding -----------------------------------------------------------------------------------
 
 
+def prompts_of(tokens: np.ndarray) -> Prompts:
+    return Prompts(jnp.asarray(tokens), jnp.full(len(tokens), tokens.shape[1]))
+
+
 @pytest.mark.parametrize(("name", "scan"), [*((name, False) for name in CONFIGS), ("t5", True)])
 def test_prefill_and_steps_are_the_full_pass(name, scan):
     model, variables = drawn(name)
@@ -251,28 +259,26 @@ def test_prefill_and_steps_are_the_full_pass(name, scan):
         variables = {"params": variables["params"] | sides}
     full = applied(name, SOURCES, TOKENS)
     start = jax.jit(lambda prompts: prefill(model, variables, SOURCES, SEGMENTS, prompts, LENGTH))
-    forward = jax.jit(lambda tokens, cache: step(model, variables, tokens, cache))
-    logits, cache = start(TOKENS[:, :2])
+    forward = jax.jit(partial(step, model, variables))
+    logits, cache = start(prompts_of(TOKENS[:, :2]))
     for t in range(2, LENGTH + 1):
         np.testing.assert_allclose(logits, full[:, t - 1], rtol=1e-4, atol=1e-4)
         if t < LENGTH:
             structure = jax.tree.structure(cache)
-            logits, cache = forward(TOKENS[:, t : t + 1], cache)
+            after, cache = forward(TOKENS[:, t : t + 1], cache)
+            logits = after[:, 0]
             assert jax.tree.structure(cache) == structure  # so that a loop may carry it
 
 
 def test_targets_that_begin_at_unequal_lengths_are_padded_on_the_left():
     model, variables = drawn("t5")
     full = applied("t5", SOURCES, TOKENS)
-    prompts = np.stack([TOKENS[0, :3], [0, *TOKENS[1, :2]]]).astype(np.int32)
-    start = jnp.array([0, 1])
-    logits, cache = jax.jit(lambda: prefill(model, variables, SOURCES, SEGMENTS, prompts, 5, start))()
-    after, _ = jax.jit(lambda tokens, cache: step(model, variables, tokens, cache))(
-        np.stack([TOKENS[0, 3:4], TOKENS[1, 2:3]]), cache
-    )
+    prompts = left_pad([TOKENS[0, :3].tolist(), TOKENS[1, :2].tolist()])
+    logits, cache = jax.jit(lambda: prefill(model, variables, SOURCES, SEGMENTS, prompts, LENGTH))()
+    after, _ = jax.jit(partial(step, model, variables))(np.stack([TOKENS[0, 3:4], TOKENS[1, 2:3]]), cache)
     for row, (seen, made) in enumerate(((2, 3), (1, 2))):
         np.testing.assert_allclose(logits[row], full[row, seen], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(after[row], full[row, made], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(after[row, 0], full[row, made], rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_makes_no_keys_of_the_source():
@@ -282,7 +288,9 @@ def test_a_step_makes_no_keys_of_the_source():
     def products(source):
         segments = np.ones((1, source), np.int32)
         sources = np.ones((1, source), np.int32)
-        _, cache = jax.eval_shape(lambda: prefill(model, variables, sources, segments, TOKENS[:1, :1], LENGTH))
+        _, cache = jax.eval_shape(
+            lambda: prefill(model, variables, sources, segments, prompts_of(TOKENS[:1, :1]), LENGTH)
+        )
         found = counted(jax.make_jaxpr(partial(step, model, variables))(TOKENS[:1, :1], cache).jaxpr)
         assert found is not None
         return found["float32"]
@@ -291,10 +299,33 @@ def test_a_step_makes_no_keys_of_the_source():
     assert products(40) - products(20) == 20 * config.layers * 2 * 2 * config.dim
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_translations_are_the_best_of_what_could_be_written(width):
+    """By all targets of two tokens, of which one may be the end; a narrow search may miss the best, not a wide one."""
+    model, variables = drawn("rotary")
+    specials = Specials(pad=8, begin=9, end=10)
+    source = np.where(SEGMENTS == 0, specials.pad, SOURCES % 8)
+    beams = Beams(width * 4 if width > 1 else 1, length_penalty=0.0, early_stopping="never")
+    found = translate(model, variables, source, specials, 2, beams)
+    firsts = jax.nn.log_softmax(applied("rotary", source, np.full((2, LENGTH), 9)))[:, 0]
+    seconds = []
+    for first in range(VOCAB):
+        tokens = np.tile(np.array([9, first, 0, 0, 0]), (2, 1))
+        seconds.append(jax.nn.log_softmax(applied("rotary", source, tokens))[:, 1])
+    scores = np.asarray(firsts)[:, :, None] + np.stack(seconds, axis=1)  # [pair, first, second]
+    scores[:, specials.end] = -np.inf
+    scores[:, specials.end, specials.end] = np.asarray(firsts)[:, specials.end]
+    for row in range(2):
+        best = np.unravel_index(scores[row].argmax(), (VOCAB, VOCAB))
+        first = int(np.asarray(firsts)[row].argmax())
+        greedy = first, specials.end if first == specials.end else int(scores[row, first].argmax())
+        assert tuple(found[row].tolist()) == (greedy if width == 1 else tuple(map(int, best)))
+
+
 def test_learned_positions_hold_no_more():
     model, variables = drawn("learned")
     with pytest.raises(ConfigError, match=r"targets of 6 tokens do not fit the model's length; 5 would\."):
-        prefill(model, variables, SOURCES, None, TOKENS[:, :1], LENGTH + 1)
+        prefill(model, variables, SOURCES, None, prompts_of(TOKENS[:, :1]), LENGTH + 1)
     with pytest.raises(ConfigError, match=r"7 tokens do not fit the model's length; 6 would\."):
         jax.eval_shape(model.apply, variables, np.ones((1, 7), np.int32), TOKENS[:1])
 

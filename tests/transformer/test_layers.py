@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxarch.run import backend
 from jaxarch.transformer.layers import (
     Dense,
     Embedding,
@@ -140,6 +141,18 @@ def test_embedding_looks_up_and_reads_out():
     table = jax.tree.map(jnp.float32, params)
     products = module.apply({"params": table}, jnp.asarray(X, jnp.float32), method="attend")
     np.testing.assert_allclose(products, X @ params["embedding"].T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_one_row_is_read_out_as_many_are(slow, monkeypatch):
+    """Where the product of one row is slow, it is a sum."""
+    monkeypatch.setattr(backend, "slow_transposed", lambda: slow)
+    table, x = RNG.normal(size=(5, 6)), X[:1, :1]
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.05)):
+        module, variables = Embedding(5, 6, dtype), {"params": {"embedding": jnp.asarray(table, jnp.float32)}}
+        products = module.apply(variables, jnp.asarray(x, dtype), method="attend")
+        assert products.dtype == dtype
+        np.testing.assert_allclose(np.float64(products), x @ table.T, rtol=tolerance, atol=3 * tolerance)
 
 
 @pytest.mark.parametrize("function, approximate", [(gelu, True), (exact_gelu, False)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -24,10 +25,10 @@ from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import stack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder, gpt2, llama
 from jaxarch.transformer.decoding import generate, left_pad
-from jaxarch.transformer.generate import restored
+from jaxarch.transformer.finished import restored
 from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
-from jaxarch.transformer.pretrained.folder import FAMILIES, family_of, layout_of
+from jaxarch.transformer.pretrained.folder import FAMILIES, family_for, family_of, layout_of, shapes_of
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.rotary import read_rotary
 from jaxarch.transformer.pretrained.tokenizer import as_subwords
@@ -559,6 +560,96 @@ def test_scaled_rotations_in_the_words_of_transformers_4(name, recorded, tmp_pat
     save_pretrained(tmp_path / "saved", found.model, found.params)
     settings(rope_parameters=...)(tmp_path / "saved")
     assert load_pretrained(tmp_path / "saved").model.config == found.model.config
+
+
+# As their config.json says it, and how many parameters they are published to have.
+PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    "Llama 3.2 1B": (
+        1_235_814_400,
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 128256,
+        },
+    ),
+    "Gemma 2B": (
+        2_506_172_416,
+        {
+            "architectures": ["GemmaForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 256,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "hidden_size": 2048,
+            "intermediate_size": 16384,
+            "max_position_embeddings": 8192,
+            "model_type": "gemma",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 18,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "vocab_size": 256000,
+        },
+    ),
+    "Gemma 2 2B": (
+        2_614_341_888,
+        {
+            "architectures": ["Gemma2ForCausalLM"],
+            "attention_bias": False,
+            "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": 30.0,
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "max_position_embeddings": 8192,
+            "model_type": "gemma2",
+            "num_attention_heads": 8,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 4,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "vocab_size": 256000,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_as_many_parameters(name):
+    count, content = PUBLISHED[name]
+    model = family_of(content).model(content, jnp.bfloat16)
+    assert sum(map(math.prod, shapes_of(model).values())) == count
+    family = family_for(model)
+    again = family.model(family.settings(model), jnp.bfloat16)
+    assert (again.config, again.vocab, again.length) == (model.config, model.vocab, model.length)
 
 
 def read(**changes: Any) -> Rotary:

@@ -50,13 +50,12 @@ def test_positions_of_the_encoder_are_sinusoids_that_are_not_learned(variables):
     for position in range(5):
         angles = [position, position / 100, position / 10_000]
         np.testing.assert_allclose(table[position], [*np.sin(angles), *np.cos(angles)], atol=1e-6)
-    fresh = MODEL.bind(variables).encoder.clone(parent=None).init(jax.random.key(0), FEATURES)
+    fresh = jax.jit(MODEL.bind(variables).encoder.clone(parent=None).init)(jax.random.key(0), FEATURES)
     np.testing.assert_array_equal(fresh["params"]["positions"], sinusoids(SOURCE, 16))
-    gradient = jax.jit(jax.grad(lambda variables: jnp.square(MODEL.apply(variables, FEATURES, TOKENS)).mean()))
-    grads = gradient(variables)["params"]
-    assert not grads["encoder"]["positions"].any()
-    others = [np.abs(leaf).max() for leaf in jax.tree.leaves(grads)]
-    assert sum(other == 0 for other in others) == 1
+    gradient = jax.jit(jax.grad(lambda variables: jnp.square(MODEL.apply(variables, FEATURES, method="encode")).mean()))
+    grads = gradient(variables)["params"]["encoder"]
+    assert not grads.pop("positions").any()
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
 
 
 def test_what_sees_what(variables):
@@ -106,8 +105,6 @@ def test_token_by_token_is_all_at_once(variables, scan):
 
 def test_short_sounds_and_rows_that_begin_later(variables):
     """Fewer frames are positions from 0 on; a prompt may be padded on its left."""
-    short = forward(variables, FEATURES[:, :7], TOKENS)
-    assert short.shape == (2, LENGTH, VOCAB)
     encode = jax.jit(lambda features: MODEL.apply(variables, features, method="encode"))
     assert encode(FEATURES[:, :7]).shape == (2, 4, 16)
     cache = MODEL.empty_cache(LENGTH, jnp.array([0, 3]))
@@ -129,11 +126,11 @@ def test_bfloat16(variables):
 def test_dropout_is_of_training_alone(variables):
     model = whisper(dataclasses.replace(CONFIG, dropout=0.5), VOCAB, LENGTH, SOURCE)
     apply = jax.jit(lambda key: model.apply(variables, FEATURES, TOKENS, False, rngs={"dropout": key}))
-    still = jax.jit(model.apply)(variables, FEATURES, TOKENS)
-    np.testing.assert_allclose(still, forward(variables, FEATURES, TOKENS), atol=1e-6)
     one, same, other = (apply(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
+    still, expected = (jax.jit(lambda m=m: m.apply(variables, FEATURES, method="encode"))() for m in (model, MODEL))
+    np.testing.assert_allclose(still, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,12 @@ def inputs(found: Pretrained) -> tuple[np.ndarray, ...]:
     return (SOURCE, MASK) if type(found.model).__name__ == "Encoder" else (SOURCE, TOKENS, MASK)
 
 
+PROGRAMS: dict[Any, Any] = {}  # compiled once for all models that are alike
+
+
 def applied(found: Pretrained) -> jax.Array:
-    return jax.jit(found.model.apply)({"params": found.params}, *inputs(found))
+    program = PROGRAMS.setdefault((type(found.model), found.model.config), jax.jit(found.model.apply))
+    return program({"params": found.params}, *inputs(found))
 
 
 def assert_relative(actual: Any, expected: Any, tolerance: float) -> None:

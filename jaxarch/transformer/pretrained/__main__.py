@@ -15,7 +15,7 @@ import tyro
 
 from jaxarch.run import backend
 from jaxarch.run.command import exits, parsed_or_usage
-from jaxarch.transformer.generate import restored
+from jaxarch.transformer.finished import restored
 from jaxarch.transformer.pretrained.folder import save_pretrained
 
 

@@ -22,24 +22,27 @@ NAMES = llama.NAMES | {
 FIXED = {"positions": "rotary", "norm": "zero_centered_rms", "mlp": "geglu", "scale_embedding": True}
 FREE = "layers heads dim kv_heads head_width mlp_dim rotary tied attention_bias eps dropout remat scan_layers"
 FREE_2 = f"{FREE} window soft_cap attention_scale attention_soft_cap"
-# What `transformers` takes where config.json leaves it out.
-DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True, "max_position_embeddings": 8192}
-DEFAULTS_2 = {
-    "num_key_value_heads": 4,
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-    "final_logit_softcapping": 30.0,
-    "attn_logit_softcapping": 50.0,
+# What `transformers` takes where config.json leaves it out, if it is not what it would take of a Llama.
+COMMON = {"head_dim": 256, "tie_word_embeddings": True}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "GemmaForCausalLM": {**COMMON, "num_key_value_heads": 16},
+    "Gemma2ForCausalLM": {
+        **COMMON,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
 }
 
 
 def model(settings: Settings, dtype: DTypeLike) -> Decoder:
     architecture = settings["architectures"][0]
-    settings = DEFAULTS | dict(settings)
+    settings = DEFAULTS[architecture] | dict(settings)
     must_be(settings, "use_bidirectional_attention", False)
     second: dict[str, Any] = {}
     if architecture == "Gemma2ForCausalLM":
-        settings = DEFAULTS_2 | settings
         width = entry(settings, "query_pre_attn_scalar", float)
         second = {
             "placement": "both",

@@ -153,20 +153,22 @@ def _suppressed(settings: Settings) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def save_markers(folder: str | Path, model: Whisper, markers: Markers) -> None:
     """Writes, beside what `save_pretrained` writes, generation_config.json and preprocessor_config.json."""
-    known = {"no_timestamps_token_id": markers.no_timestamps} if markers.no_timestamps is not None else {}
-    if markers.languages:
-        known["lang_to_id"] = {f"<|{name}|>": token for name, token in markers.languages}
-    if markers.tasks:
-        known["task_to_id"] = dict(markers.tasks)
+    known: dict[str, Any] = {
+        "no_timestamps_token_id": markers.no_timestamps,
+        "lang_to_id": {f"<|{name}|>": token for name, token in markers.languages},
+        "task_to_id": dict(markers.tasks),
+    }
     generation = {
         "decoder_start_token_id": markers.start,
         "eos_token_id": markers.end,
         "pad_token_id": markers.end,
+        "bos_token_id": markers.end,
         "is_multilingual": bool(markers.languages),
         "suppress_tokens": list(markers.suppressed),
         "begin_suppress_tokens": list(markers.suppressed_first),
         "max_length": model.length,
-        **known,
+        # What is there at all is used there.
+        **{name: value for name, value in known.items() if value not in (None, {})},
     }
     write_json(Path(folder) / GENERATION, generation)
     seconds = 2 * model.source * HOP / RATE

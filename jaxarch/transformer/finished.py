@@ -1,0 +1,81 @@
+"""A finished run of a Transformer, without its data: the model, its parameters, its tokeniser.
+
+What the model is says the run's configuration, or the `config.json` among its assets, which is that of a folder of
+published weights (`save_description`). A run that trained a part of a model has the other part in its state.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxarch.data.tokenization import Tokenizer, load_tokenizer
+from jaxarch.run.checkpoint import Checkpoints, Damaged
+from jaxarch.run.command import from_json
+from jaxarch.run.load import chosen, saved_config
+from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.blocks import unstack_layers
+from jaxarch.transformer.decoder import ModelConfig, decoder
+from jaxarch.transformer.lora import LoraConfig, merged
+from jaxarch.transformer.pretrained.folder import CONFIG, family_for, family_of, flat, shapes_of
+from jaxarch.transformer.pretrained.tensors import read_json, write_json
+from jaxarch.transformer.training import PRECISIONS
+
+
+class Finished(NamedTuple):
+    """`model.apply({"params": params}, ...)`. tokenizer: None where the run has none."""
+
+    model: Any
+    params: PyTree
+    tokenizer: Tokenizer | None
+
+
+def save_description(folder: Path, model: nn.Module) -> None:
+    """Writes the `config.json` of the model, from which `restored` composes it. Raises ConfigError."""
+    write_json(folder / CONFIG, family_for(model).settings(model))
+
+
+def restored(run: Path, step: str = "newest") -> Finished:
+    """The model as it was saved, the average of its parameters where the run kept one.
+
+    step: newest, best or a number.
+    Raises ConfigError where there is no such run or checkpoint, where it is damaged, or holds several members.
+    """
+    config: dict[str, Any] = saved_config(run)["config"]
+    assets = run / "assets"
+    dtype = PRECISIONS[config.get("precision", "f32")]
+    tokenizer = load_tokenizer(assets) if (assets / "tokenizer.json").exists() else None
+    if (assets / CONFIG).exists():
+        settings = read_json(assets / CONFIG)
+        model = family_of(settings).model(settings, dtype)
+    elif {"model", "length"} <= config.keys() and tokenizer is not None:
+        model = decoder(from_json(ModelConfig(), config["model"]), tokenizer.vocab, config["length"], dtype)
+    else:
+        raise ConfigError(f"{run} is not the run of a model that can be taken up here.")
+    state = _state(run, step)
+    params = state["ema"] or state["params"]
+    if state.get("frozen"):
+        params = merged(state["frozen"], params, from_json(LoraConfig(), config["lora"]).scale)
+    params = jax.tree.map(jnp.asarray, params)
+    if shapes_of(model) != {name: leaf.shape for name, leaf in flat(unstack_layers(params)).items()}:
+        raise ConfigError(f"{run} holds several replicas or points of a sweep; name a run of one.")
+    return Finished(model, params, tokenizer)
+
+
+def _state(run: Path, step: str) -> dict[str, Any]:
+    """Of that step or, where the newest is asked for, of the newest that is whole."""
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
+    found = None
+    try:
+        if step == "newest":
+            found = checkpoints.newest_raw(lambda text: print(f"{run}: {text}", file=sys.stderr))
+        return (found or checkpoints.raw(number))["state"]
+    except Damaged as damage:
+        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,13 +15,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from experiments import finetune
 from jaxarch.data.tokenization import Subwords, train_bpe
-from jaxarch.run import load
+from jaxarch.run import ConfigError, load
 from jaxarch.transformer import generate
 from jaxarch.transformer.decoder import decoder, gpt2
 from jaxarch.transformer.encoder import EncoderConfig, encoder
 from jaxarch.transformer.finished import restored
 from jaxarch.transformer.pretrained import Pretrained, __main__, load_pretrained, save_pretrained
-from tests.run.running import log, run
+from tests.run.running import assert_same, exit_code, log, run
 
 WORDS = ["good", "fine", "bad", "poor", "film", "plot", "the", "a", "is", "was"]
 VOCAB = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
@@ -159,7 +162,7 @@ def test_each_seed_has_its_own_head_and_the_same_body(bert, reviews):
 
 def test_a_language_model_on_text_of_its_own(gpt, tmp_path, monkeypatch):
     (tmp_path / "my.txt").write_text("the good film was good and the bad film was bad. " * 60)
-    options = ["--task", "language-model", "--pretrained", gpt, "--data", tmp_path / "my.txt", "--tune", "lora"]
+    options = ["--task", "language-model", "--pretrained", gpt, "--data", tmp_path / "my.txt"]
     folder = run(finetune, tmp_path, *options, *STEPS, "--steps", 30)
     first, *_, last = log(folder)
     assert last["val/loss"] < first["val/loss"] - 0.5 and last["val/perplexity"] > 1

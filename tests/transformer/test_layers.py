@@ -176,3 +176,27 @@ def test_gelu_has_its_derivatives(function, approximate):
             np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(expected)(x), rtol=1e-12, atol=1e-12)
         second, expected = jax.grad(jax.grad(function)), jax.grad(jax.grad(plain))
         np.testing.assert_allclose(jax.vmap(second)(x), jax.vmap(expected)(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("activation", [gelu, exact_gelu, squared_relu])
+def test_gradients_in_bfloat16_are_those_in_float32(activation):
+    """With the compiler's options of a run, which join products and what follows; rows enough for them to."""
+    rng = np.random.default_rng(0)
+    layer = FeedForward(512, activation, use_bias=True)
+    x, cotangent = jnp.asarray(rng.normal(size=(2, 768, 128)), jnp.float32)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.1, jnp.float32), params)
+
+    def gradients(dtype):
+        def loss(params, x, cotangent):
+            return jnp.sum(layer.apply({"params": params}, x.astype(dtype)).astype(jnp.float32) * cotangent)
+
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x, cotangent)
+        return traced.lower().compile(compiler_options=backend.compiler_options(str(traced.jaxpr)))(
+            params, x, cotangent
+        )
+
+    def error(actual, expected):
+        assert jnp.linalg.norm(actual - expected) < 0.02 * jnp.linalg.norm(expected)
+
+    jax.tree.map(error, gradients(jnp.bfloat16), gradients(jnp.float32))

@@ -7,6 +7,7 @@ norms work in float32 and cast back. `kernel` and `embedding` name matrices, `bi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -159,6 +160,23 @@ exact_gelu.defvjp(_exact_gelu_forward, lambda derivative, d_y: (derivative * d_y
 def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """max(x, 0) ** 2 (So et al. 2021, sec. 4)."""
     return jnp.square(jax.nn.relu(x))
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh"]
+ACTIVATIONS: dict[ActivationName, Activation] = {
+    "gelu": exact_gelu,
+    "gelu_tanh": gelu,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "relu2": squared_relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
 class FeedForward(nn.Module):

@@ -69,7 +69,7 @@ class Config:
     """of the computation; parameters are f32"""
     eval_tokens: int = 2_000_000
     """held-out tokens that an evaluation reads at most"""
-    model: EncoderConfig = EncoderConfig()
+    model: EncoderConfig = EncoderConfig(placement="pre", positions="rotary")
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
     def __post_init__(self) -> None:

@@ -20,8 +20,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxarch.attention.cache import Cache, grown
+from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.decoder import Decoder
+from jaxarch.transformer.layers import transposed_kernels
 
 # The logits after each of the tokens, and the cache with them in it.
 Step = Callable[[Int[Array, "batch length"], Cache], tuple[Float[Array, "batch length vocab"], Cache]]
@@ -372,7 +374,11 @@ def _program(
     @jax.jit
     def run(variables: PyTree, prompts: Prompts, key: Array) -> Array:
         logits, cache = prefill(model, variables, prompts, prompts.tokens.shape[1])
-        each = partial(step, model, variables)
+        read = variables
+        one_row = prompts.tokens.shape[0] == 1 and new_tokens >= LEAST_STAGE
+        if one_row and model.dtype == jnp.bfloat16 and backend.converts_in_products():
+            read = jax.lax.optimization_barrier(transposed_kernels(variables, model.dtype))  # a copy, made once
+        each = partial(step, model, read)
         return decode(each, logits, cache, prompts, new_tokens, key, sampler, stop_token, processors)
 
     return run

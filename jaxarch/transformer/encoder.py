@@ -7,7 +7,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -17,10 +16,9 @@ from jaxarch.attention.cost import flops, projection_flops
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, Rotary, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
-from jaxarch.transformer.layers import Dense, Embedding, FeedForward, LayerNorm, exact_gelu, gelu
+from jaxarch.transformer.layers import ACTIVATIONS, Dense, Embedding, FeedForward, LayerNorm
 from jaxarch.transformer.positions import packed_positions, sinusoidal
 
-ACTIVATIONS = {"gelu": exact_gelu, "gelu_tanh": gelu, "relu": jax.nn.relu}
 Head = Literal["none", "pooler", "masked_lm", "classes", "token_classes"]
 
 

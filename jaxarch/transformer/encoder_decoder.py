@@ -26,7 +26,7 @@ from jaxarch.transformer.beams import Beams, beam_search
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.decoding import Prompts, decode
 from jaxarch.transformer.layers import (
-    Activation,
+    ACTIVATIONS,
     Dense,
     Embedding,
     FeedForward,
@@ -34,16 +34,8 @@ from jaxarch.transformer.layers import (
     LayerNorm,
     RelativeBias,
     RMSNorm,
-    gelu,
 )
 from jaxarch.transformer.positions import sinusoidal
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": jax.nn.relu,
-    "gelu": gelu,
-    "gelu_exact": partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,8 @@ class EncoderDecoderConfig:
     """width of the residual stream"""
     head_width: int = 0
     """of each head (0: dim / heads)"""
-    activation: Literal["relu", "gelu", "gelu_exact", "silu"] = "gelu"
-    """of the feed-forward layers; gelu is the tanh form"""
+    activation: Literal["relu", "gelu_tanh", "gelu", "silu"] = "gelu_tanh"
+    """of the feed-forward layers; gelu is the exact one"""
     gated: bool = False
     """a second product in the feed-forward layers, which the activation gates"""
     mlp_dim: int = 0
@@ -182,7 +174,7 @@ def t5_v1_1(
         heads=heads,
         dim=dim,
         head_width=head_width,
-        activation="gelu",
+        activation="gelu_tanh",
         gated=True,
         mlp_dim=mlp_dim,
         norm="rms",

@@ -6,7 +6,8 @@ norms work in float32 and cast back. `kernel` and `embedding` name matrices, `bi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.run import backend
 from jaxarch.transformer.positions import relative_buckets
@@ -35,8 +36,22 @@ def dense(
     return rows.reshape(*x.shape[:-1], -1)
 
 
+def by_transposed(
+    row: Float[Array, "*ones features_in"], matrix: Float[Array, "features features_in"]
+) -> Float[Array, "*ones features"]:
+    """One row's product with a matrix that is read as it lies, in its own type, and multiplied in float32."""
+    # Tied to the row: else a loop over tokens would have the matrix converted before it begins, and read twice the
+    # bytes of bfloat16 at each of them.
+    matrix, rows = jax.lax.optimization_barrier((matrix, row.reshape(1, -1)))
+    product = rows.astype(jnp.float32) @ matrix.T.astype(jnp.float32)
+    return product.astype(row.dtype).reshape(*row.shape[:-1], -1)
+
+
 class Dense(nn.Module):
-    """`dense` with parameters of its own."""
+    """`dense` with parameters of its own.
+
+    For decoding the kernel may be given transposed, under another name: see `transposed_kernels`.
+    """
 
     features: int
     use_bias: bool = False
@@ -44,9 +59,21 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features_in"]) -> Float[Array, "*batch features"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        return dense(x, kernel, bias)
+        if self.has_variable("params", "transposed"):
+            y = by_transposed(x, self.get_variable("params", "transposed"))
+            return y if bias is None else y + bias.astype(x.dtype)
+        return dense(x, self.param("kernel", self.kernel_init, (x.shape[-1], self.features)), bias)
+
+
+def transposed_kernels(params: PyTree, dtype: DTypeLike) -> PyTree:
+    """The parameters with the kernel of each dense layer as `transposed`, for one row at a time, in this type."""
+    if not isinstance(params, Mapping):
+        return params
+    if getattr(params.get("kernel"), "ndim", None) == 2:
+        rest = {name: leaf for name, leaf in params.items() if name != "kernel"}
+        return rest | {"transposed": params["kernel"].T.astype(dtype)}
+    return {name: transposed_kernels(leaf, dtype) for name, leaf in params.items()}
 
 
 class LayerNorm(nn.Module):
@@ -135,6 +162,23 @@ def squared_relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.square(jax.nn.relu(x))
 
 
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, sec. 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh"]
+ACTIVATIONS: dict[ActivationName, Activation] = {
+    "gelu": exact_gelu,
+    "gelu_tanh": gelu,
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+    "relu2": squared_relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
 class FeedForward(nn.Module):
     """down(activation(up(x))) (Vaswani et al. 2017, eq. 2)."""
 
@@ -179,7 +223,10 @@ class Embedding(nn.Module):
         return self.embedding[numbers].astype(self.dtype)
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch count"]:
-        if x.size == x.shape[-1] and x.dtype == jnp.float32 and backend.slow_transposed():
+        one_row = x.size == x.shape[-1]
+        if one_row and x.dtype == jnp.bfloat16 and backend.converts_in_products():
+            return by_transposed(x, self.embedding.astype(x.dtype))
+        if one_row and x.dtype == jnp.float32 and backend.slow_transposed():
             return (self.embedding * x.reshape(-1)).sum(axis=-1).reshape(*x.shape[:-1], -1)
         return dense(x, self.embedding.T)
 

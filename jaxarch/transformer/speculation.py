@@ -73,7 +73,6 @@ def speculate(
     drafted: tokens for each pass of the large model.
     """
     batch, prompt = prompts.tokens.shape
-
     places = jnp.arange(drafted + 1)
 
     def probabilities(text: Text, logits: Array) -> Array:
@@ -110,10 +109,11 @@ def speculate(
 
         judged = jax.lax.dynamic_slice_in_dim(guessed.tokens, text.length - 1, drafted + 1, axis=1)
         logits, cache = step(judged, rewound(state.cache, text))
-        at = jax.vmap(
-            lambda place, logits: probabilities(guessed._replace(length=text.length + place), logits), (0, 1), 1
-        )
-        p = at(places, logits)
+
+        def at(place: Array, logits: Array) -> Array:
+            return probabilities(guessed._replace(length=text.length + place), logits)
+
+        p = jax.vmap(at, (0, 1), 1)(places, logits)
         # The token after the last draft is drawn from p itself, as if after the refusal of a draft that has no chance.
         q = q.at[:, -1].set(0.0)
         p_of, q_of = (jnp.take_along_axis(each, tokens[..., None], axis=-1)[..., 0] for each in (p, q))

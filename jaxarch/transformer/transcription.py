@@ -134,7 +134,8 @@ def transcribe(
             found = heard_language(model, variables, memory[:1], markers)[0]
         prefix = markers.prefix(found, task)
         tokens = written(model, variables, memory, prefix, most, markers, beams)
-        texts += [_text(row, tokenizer, markers) for row in np.asarray(tokens)[: len(pieces)]]
+        for row in np.asarray(tokens)[: len(pieces)].tolist():
+            texts.append(tokenizer.decode([token for token in row if markers.is_text(token)]))
     parts = tuple(Part(begin / RATE, end / RATE, text) for (begin, end), text in zip(spans, texts, strict=True))
     return Transcript("".join(texts).strip(), found, parts)
 
@@ -155,12 +156,6 @@ def windows(samples: Float32[np.ndarray, " samples"], length: int) -> list[tuple
         spans.append((begin, end))
         begin = end
     return [*spans, (begin, len(samples))]
-
-
-def _text(tokens: Int[np.ndarray, " length"], tokenizer: Tokenizer, markers: Markers) -> str:
-    row = tokens.tolist()
-    row = row[: row.index(markers.end)] if markers.end in row else row
-    return tokenizer.decode([token for token in row if markers.is_text(token)])
 
 
 # --- tokens -------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -17,25 +16,9 @@ from jaxtyping import Array, Float, Float64, PyTree
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, attention_weights, stack
-from jaxarch.transformer.layers import Activation, Dense, FeedForward, LayerNorm, dense, exact_gelu, gelu, squared_relu
+from jaxarch.transformer.layers import ACTIVATIONS, ActivationName, Dense, FeedForward, LayerNorm, dense
 
 Size = tuple[int, int]  # height and width
-
-
-def _quick_gelu(x: Array) -> Array:
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": exact_gelu,
-    "gelu_tanh": gelu,
-    "quick_gelu": _quick_gelu,  # Hendrycks & Gimpel 2016, sec. 2, the form by a logistic function
-    "relu": jax.nn.relu,
-    "relu2": squared_relu,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh"]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def text(tmp_path: Path) -> Path:
 def test_stopped_and_resumed_is_uninterrupted(text, tmp_path):
     """With dropout and accumulation: the masks come from the step's number."""
     options = [*TINY, "--data", text, "--steps", 8, "--eval-every", 4, "--model.dropout", 0.2, "--optim.accumulate", 2]
+    options += ["--optim.optimizer", "adamw"]
     whole = run(masked_lm, tmp_path, *options, name="whole")
     run(masked_lm, tmp_path, *options, "--stop-at", 5, name="parts")
     assert_same(whole, run(masked_lm, tmp_path, "--resume", name="parts"))
@@ -76,3 +77,16 @@ def test_usage(arguments, message, tmp_path, capsys):
     assert exit_code(masked_lm, *arguments, "--runs", tmp_path / "runs") == 2
     error = capsys.readouterr().err
     assert error.startswith(message) and len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_it_learns_to_fill_in():
+    """The most frequent character alone is right a fifth of the time, at a loss of 3.1. Three seeds at once."""
+    model = EncoderConfig(2, 2, 64, placement="pre", positions="rotary")
+    experiment = masked_lm.experiment(masked_lm.Config(model=model, steps=500))
+    seeds = [Member(seed, {}) for seed in range(3)]
+    programs, carry = after(experiment, seeds, 500)
+    for number in range(3):
+        scores = jax.jit(experiment.evaluate)(programs.member(carry.state, number), jax.random.key(0))
+        loss, accuracy = (scores[name].total / scores[name].weight for name in ("val/loss", "val/accuracy"))
+        assert loss < 2.5 and accuracy > 0.35, (number, loss, accuracy)

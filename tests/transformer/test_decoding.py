@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer import decoding
 from jaxarch.transformer.decoder import ModelConfig, decoder
 from jaxarch.transformer.decoding import (
+    Text,
+    distribution,
+    forced,
     generate,
     greedy,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     left_pad,
+    not_before,
+    only_greatest,
     prefill,
+    repetition_penalty,
+    right_aligned,
     sampling,
     step,
 )
@@ -149,6 +157,19 @@ def test_generate_is_the_loop_of_full_forwards(least, learned, monkeypatch):
     np.testing.assert_array_equal(tokens, [row[-NEW:] for row in rows])
 
 
+def test_one_row_in_bfloat16_from_transposed_kernels(learned, monkeypatch):
+    """The same text, whether the compiler would gain by it or not."""
+    _, variables = learned
+    model = decoder(BASE, VOCAB, LENGTH, jnp.bfloat16)
+    monkeypatch.setattr(decoding, "LEAST_STAGE", NEW)
+    texts = []
+    for converts in (False, True):
+        monkeypatch.setattr(backend, "converts_in_products", lambda converts=converts: converts)
+        decoding._program.cache_clear()
+        texts.append(generate(model, variables, left_pad(PROMPTS[:1]), NEW, jax.random.key(0)))
+    np.testing.assert_array_equal(*texts)
+
+
 def test_the_same_key_gives_the_same_text(learned):
     model, variables = learned
     texts = [generate(model, variables, left_pad(PROMPTS), NEW, jax.random.key(seed), sampling()) for seed in (0, 0, 1)]
@@ -195,6 +216,24 @@ def test_left_pad():
             left_pad(empty)
 
 
+def test_padding_on_either_side_is_the_same_prompts(learned):
+    """On the left, on the right, and on both; what stands in it does not matter."""
+    model, variables = learned
+    expected = generate(model, variables, left_pad(PROMPTS), NEW, jax.random.key(0))
+    for right in (0, 1, 4):
+        for pad in (0, 7):
+            tokens, mask = np.full((3, 7), pad), np.zeros((3, 7), bool)
+            for row, own, prompt in zip(tokens, mask, PROMPTS, strict=True):
+                end = 7 - min(right, 7 - len(prompt))
+                row[end - len(prompt) : end], own[end - len(prompt) : end] = prompt, True
+            prompts = right_aligned(tokens, mask)
+            np.testing.assert_array_equal(prompts.lengths, [6, 1, 3])
+            np.testing.assert_array_equal(generate(model, variables, prompts, NEW, jax.random.key(0)), expected)
+    for row in ([True, False, True], [False] * 3):
+        with pytest.raises(ConfigError, match="a prompt"):
+            right_aligned(np.zeros((2, 3), int), np.array([[True] * 3, row]))
+
+
 def test_what_does_not_fit_is_refused(learned):
     model, variables = learned
     prompts, key = left_pad(PROMPTS), jax.random.key(0)
@@ -207,6 +246,43 @@ def test_what_does_not_fit_is_refused(learned):
         generate(model, variables, prompts, 0, key)
     model, variables = drawn(dataclasses.replace(BASE, positions="rotary"), length=LENGTH - 1)
     assert generate(model, variables, prompts, NEW, key).shape == (3, NEW), "rotary positions know no end"
+
+
+# --- processors ---------------------------------------------------------------------------------
+
+# Slots 1 and 0 begin the rows, the prompt takes three, one more is written; 4 and 3 in later slots are no text.
+TEXT = Text(jnp.array([[9, 1, 2, 1, 4, 4], [0, 2, 0, 5, 3, 3]]), jnp.array([1, 0]), 3, 4)
+
+
+def test_repetition_penalty():
+    """Divides positive logits of what the text holds, multiplies negative ones; no padding, nothing that is to come."""
+    logits = np.random.default_rng(5).normal(size=(2, 10)).astype(np.float32)
+    expected = np.float64(logits)
+    for row, held in zip(expected, ({1, 2}, {0, 2, 5}), strict=True):
+        for token in held:
+            row[token] = row[token] / 1.5 if row[token] > 0 else row[token] * 1.5
+    np.testing.assert_allclose(repetition_penalty(1.5)(TEXT, jnp.asarray(logits)), expected, rtol=1e-6)
+    with pytest.raises(ConfigError, match="--repetition-penalty 0 is not above 0"):
+        repetition_penalty(0.0)
+
+
+def test_a_prefix_is_forced(learned):
+    """The first and third new token; the model goes on as if they were its prompt's."""
+    model, variables = learned
+    prompts, key = left_pad(PROMPTS), jax.random.key(0)
+    tokens = generate(model, variables, prompts, NEW, key, processors=(forced((16, None, 8)),))
+    assert (tokens[:, 0] == 16).all() and (tokens[:, 2] == 8).all()
+    rows = [[*prompt, *map(int, row[:3])] for prompt, row in zip(PROMPTS, tokens, strict=True)]
+    np.testing.assert_array_equal(tokens[:, 3:], generate(model, variables, left_pad(rows), 1, key))
+    rows = [[*prompt, 16] for prompt in PROMPTS]
+    np.testing.assert_array_equal(tokens[:, 1:2], generate(model, variables, left_pad(rows), 1, key))
+
+
+def test_the_stop_token_not_before_its_time():
+    logits = jnp.ones((2, 6))
+    for written, early in ((0, True), (1, True), (2, False)):
+        processed = not_before(2, 5)(TEXT._replace(length=TEXT.prompt + written), logits)
+        np.testing.assert_array_equal(processed, np.where((np.arange(6) == 5) & early, -np.inf, 1) * np.ones((2, 1)))
 
 
 # --- samplers -----------------------------------------------------------------------------------
@@ -296,6 +372,8 @@ def test_greedy_takes_the_first_of_the_greatest():
     logits = jnp.array([[0.0, 2.0, 2.0], [3.0, 1.0, 0.0]])
     np.testing.assert_array_equal(greedy(jax.random.key(0), logits), [1, 0])
     assert sampling(temperature=0.0) is greedy
+    assert distribution(temperature=0.0) is only_greatest
+    np.testing.assert_array_equal(only_greatest(logits), [[-np.inf, 0, -np.inf], [0, -np.inf, -np.inf]])
 
 
 @pytest.mark.parametrize(

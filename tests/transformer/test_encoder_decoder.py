@@ -87,7 +87,7 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "gelu": gelu, "silu": lambda x: x / (1 + np.exp(-x))}
+ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "gelu_tanh": gelu, "silu": lambda x: x / (1 + np.exp(-x))}
 
 
 def attended(x, others, p, config, bias, seen):

@@ -19,6 +19,7 @@ from jaxarch.transformer.layers import (
     exact_gelu,
     gelu,
     squared_relu,
+    transposed_kernels,
 )
 
 RNG = np.random.default_rng(0)
@@ -145,14 +146,24 @@ def test_embedding_looks_up_and_reads_out():
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_one_row_is_read_out_as_many_are(slow, monkeypatch):
-    """Where the product of one row is slow, it is a sum."""
+    """Where the product of one row is slow, it is a sum; where it converts, it is of another form."""
     monkeypatch.setattr(backend, "slow_transposed", lambda: slow)
+    monkeypatch.setattr(backend, "converts_in_products", lambda: not slow)
     table, x = RNG.normal(size=(5, 6)), X[:1, :1]
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.05)):
         module, variables = Embedding(5, 6, dtype), {"params": {"embedding": jnp.asarray(table, jnp.float32)}}
         products = module.apply(variables, jnp.asarray(x, dtype), method="attend")
         assert products.dtype == dtype
         np.testing.assert_allclose(np.float64(products), x @ table.T, rtol=tolerance, atol=3 * tolerance)
+
+
+def test_a_transposed_kernel_is_the_same_layer():
+    """Also in a tree of layers, whose other parameters stay."""
+    x = jnp.asarray(X[:1, :1], jnp.float32)
+    y, params = drawn(FeedForward(5, gelu, use_bias=True), x)
+    given = transposed_kernels(jax.tree.map(jnp.float32, params), jnp.float32)
+    assert {name: sorted(own) for name, own in given.items()} == {key: ["bias", "transposed"] for key in ("up", "down")}
+    np.testing.assert_allclose(FeedForward(5, gelu, use_bias=True).apply({"params": given}, x), y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("function, approximate", [(gelu, True), (exact_gelu, False)])

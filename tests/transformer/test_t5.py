@@ -198,9 +198,9 @@ def test_a_tied_read_out(written, scaled, recorded):
     ("proj", "activation", "gated"),
     [
         ("relu", "relu", False),
-        ("gelu", "gelu_exact", False),
-        ("gelu_new", "gelu", False),
-        ("gated-gelu", "gelu", True),
+        ("gelu", "gelu", False),
+        ("gelu_new", "gelu_tanh", False),
+        ("gated-gelu", "gelu_tanh", True),
         ("gated-relu", "relu", True),
         ("gated-swish", "silu", True),
     ],
@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_said(changes, message, recorded):
         ({"positions": "sinusoidal"}, "--model.positions sinusoidal"),
         ({"scaled_attention": True}, "--model.scaled-attention True"),
         ({"bias": True}, "--model.bias True"),
-        ({"activation": "gelu_exact"}, "--model.activation gelu_exact with --model.gated"),
+        ({"activation": "gelu"}, "--model.activation gelu with --model.gated"),
     ],
 )
 def test_a_model_that_is_no_t5_is_not_written(fields, said, tmp_path):

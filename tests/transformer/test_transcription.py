@@ -29,6 +29,13 @@ RNG = np.random.default_rng(10)  # whose model hears both languages and ends ear
 SOUND = RNG.normal(0, 0.1, 10_000).astype(np.float32) * np.repeat(RNG.random(100), 100).astype(np.float32)
 
 
+def changing_sound() -> np.ndarray:
+    """Noise alone, then a rising tone besides: the windows are heard as of different languages."""
+    rng, n = np.random.default_rng(24), np.arange(10_000)
+    tone = np.sin(n * rng.uniform(0.02, 2) + n * n * rng.uniform(0, 1e-4)) * rng.uniform(0, 1) * (n > 5000)
+    return (tone + rng.normal(0, 0.1, 10_000) * np.repeat(rng.random(100), 100)).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def params() -> dict:
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *MODEL.inputs())["params"]
@@ -126,22 +133,24 @@ def test_windows_end_where_it_is_quiet():
 
 def test_a_long_sound_is_the_text_of_its_windows(params):
     """Each window by itself, whatever the size of the batch; markers and what follows the end are left out."""
-    variables, spans = {"params": params}, windows(SOUND, WINDOW)
+    sound = changing_sound()
+    variables, spans = {"params": params}, windows(sound, WINDOW)
     assert len(spans) == 4
     texts, heard = [], []
     for begin, end in spans:
-        features = log_mel(fitted(SOUND[begin:end], WINDOW), 8)[None]
+        features = log_mel(fitted(sound[begin:end], WINDOW), 8)[None]
         memory = jax.jit(lambda features: MODEL.apply(variables, features, method="encode"))(features)
         heard += heard_language(MODEL, variables, memory, MARKERS)
         tokens = np.asarray(written(MODEL, variables, memory, MARKERS.prefix(heard[0], "transcribe"), 7, MARKERS))[0]
         texts.append("".join(LETTERS.characters[token] for token in tokens if token < 16))
+    assert heard[0] != heard[2]
     for batch in 1, 3:
-        found = transcribe(MODEL, params, LETTERS, SOUND, MARKERS, batch=batch)
+        found = transcribe(MODEL, params, LETTERS, sound, MARKERS, batch=batch)
         assert found.language == heard[0] and found.text == "".join(texts)
         assert found.parts == tuple((b / RATE, e / RATE, text) for (b, e), text in zip(spans, texts, strict=True))
-    other = transcribe(MODEL, params, LETTERS, SOUND, MARKERS, "en" if heard[0] == "de" else "de", batch=3)
+    other = transcribe(MODEL, params, LETTERS, sound, MARKERS, "en" if heard[0] == "de" else "de", batch=3)
     assert other.language != heard[0] and other.text != found.text
-    assert transcribe(MODEL, params, LETTERS, SOUND, MARKERS, task="translate", batch=3).text != found.text
+    assert transcribe(MODEL, params, LETTERS, sound, MARKERS, task="translate", batch=3).text != found.text
 
 
 def test_what_does_not_fit(params):

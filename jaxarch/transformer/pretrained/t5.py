@@ -26,10 +26,10 @@ FREE = (
 # `gelu` alone is the exact form, but `gated-gelu` the tanh form, as T5 1.1 was trained.
 ACTIVATIONS = {
     "relu": "relu",
-    "gelu": "gelu_exact",
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "gelu_fast": "gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
 }
@@ -76,7 +76,7 @@ def config_of(settings: Settings) -> EncoderDecoderConfig:
     layers, heads, dim, width, hidden = sizes(settings, "num_layers", "num_heads", "d_model", "d_kv", "d_ff")
     kind = entry(settings, "feed_forward_proj", str, "relu")
     gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
-    activation: Any = "gelu" if kind == "gated-gelu" else ACTIVATIONS.get(name)
+    activation: Any = "gelu_tanh" if kind == "gated-gelu" else ACTIVATIONS.get(name)
     if activation is None:
         raise ConfigError(f"feed_forward_proj {kind} cannot be expressed here, only {', '.join(ACTIVATIONS)}.")
     tied = entry(settings, "tie_word_embeddings", bool, True)
@@ -116,8 +116,8 @@ def encoder_model(settings: Settings, dtype: DTypeLike) -> Encoder:
 def against(model: EncoderDecoder | Encoder) -> list[str]:
     config = model.config
     found = obstacles(config, FIXED, FREE.split())
-    if config.gated and config.activation == "gelu_exact":
-        found.append("--model.activation gelu_exact with --model.gated")
+    if config.gated and config.activation == "gelu":
+        found.append("--model.activation gelu with --model.gated")
     return found
 
 

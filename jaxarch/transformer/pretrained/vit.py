@@ -7,8 +7,9 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.layers import ActivationName
 from jaxarch.transformer.pretrained.family import Family, Settings, entry, must_be, sizes
-from jaxarch.transformer.vision import ActivationName, Size, VisionConfig, VisionTransformer, vision
+from jaxarch.transformer.vision import Size, VisionConfig, VisionTransformer, vision
 
 LAYER = "vit.encoder.layer.#."
 NAMES = {

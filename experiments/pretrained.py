@@ -28,12 +28,15 @@ import jax
 import numpy as np
 import tyro
 
+from jaxarch.data.pairs import Specials
+from jaxarch.data.tokenization import Subwords
 from jaxarch.run import ConfigError, backend
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.embedding import embed
 from jaxarch.transformer.encoder import Encoder
+from jaxarch.transformer.encoder_decoder import EncoderDecoder, translate
 from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained
 from jaxarch.transformer.pretrained.minilm import minilm
@@ -181,6 +184,16 @@ def heard(found: Pretrained, arguments: Arguments) -> list[str]:
     return lines
 
 
+def translated(found: Pretrained, arguments: Arguments) -> list[str]:
+    assert isinstance(found.tokenizer, Subwords)
+    numbers = (("pad_token_id", 0), ("decoder_start_token_id", 0), ("eos_token_id", 1))  # T5's where nothing is said
+    specials = Specials(*(found.config.get(name, default) for name, default in numbers))
+    source = found.tokenizer.frame(arguments.text, found.model.lengths[0]).tokens
+    rows = translate(found.model, {"params": found.params}, source, specials, arguments.tokens)
+    ended = ([int(token) for token in row if token not in specials] for row in np.asarray(rows))
+    return [found.tokenizer.decode(tokens).strip() for tokens in ended]
+
+
 USES = (
     Use(lambda model: isinstance(model, Decoder), "prompt", "goes on from a", continued),
     Use(lambda model: of_head(model, "none", "pooler"), "text", "makes a vector of each", compared),
@@ -188,6 +201,7 @@ USES = (
     Use(lambda model: of_head(model, "classes"), "text", "tells the class of each", classified),
     Use(lambda model: of_head(model, "token_classes"), "text", "tells the class of each token of a", tagged),
     Use(lambda model: isinstance(model, VisionTransformer) and bool(model.labels), "picture", "classifies a", seen),
+    Use(lambda model: isinstance(model, EncoderDecoder), "text", "answers each", translated),
     Use(lambda model: isinstance(model, Whisper), "sound", "transcribes a", heard),
 )
 

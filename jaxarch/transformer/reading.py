@@ -58,7 +58,7 @@ def tag(
     out = []
     for tokens, mask, rows in zip(framed.tokens, framed.mask, probabilities, strict=True):
         own = [place for place in np.flatnonzero(mask) if tokens[place] not in frame]
-        best = [(tokenizer.decode([tokens[place]]), rows[place]) for place in own]
+        best = [(tokenizer.decode([int(tokens[place])]), rows[place]) for place in own]
         out.append([Tagged(text, model.labels[row.argmax()], float(row.max())) for text, row in best])
     return out
 
@@ -87,7 +87,7 @@ def fill(
         best = [np.argsort(-rows[place], kind="stable")[:count] for place in places]
         out.append(
             [
-                [Guess(tokenizer.decode([token]), float(rows[place, token])) for token in tokens]
+                [Guess(tokenizer.decode([int(token)]), float(rows[place, token])) for token in tokens]
                 for place, tokens in zip(places, best, strict=True)
             ]
         )

@@ -78,22 +78,22 @@ class Config:
     """seed of what is held out of labelled texts"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 480
+    steps: int = 720
     """length of the run and of the schedule"""
     batch_size: int = 32
     """examples a step"""
-    length: int = 64
+    length: int = 48
     """tokens an example; the end of a longer text is left out"""
     precision: Literal["f32", "bf16"] = "f32"
     """of the computation; parameters are f32"""
-    dropout: float = 0.1
+    dropout: float = 0.2
     """while training"""
     eval_tokens: int = 2_000_000
     """held-out tokens that an evaluation of a language model reads at most"""
     prompt: str = ""
     """what a language model's samples begin with (default: what the held-out text begins with)"""
     lora: LoraConfig = LoraConfig()
-    optim: OptimConfig = OptimConfig(learning_rate=1e-4, warmup=50, final=0.0, weight_decay=0.01, beta2=0.999)
+    optim: OptimConfig = OptimConfig(learning_rate=1e-4, warmup=50, final=0.0, weight_decay=0.01, beta2=0.999, ema=0.99)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "length", "eval_tokens"):

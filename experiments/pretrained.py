@@ -28,7 +28,6 @@ import jax
 import numpy as np
 import tyro
 
-from jaxarch.data.pairs import Specials
 from jaxarch.data.tokenization import Subwords
 from jaxarch.run import ConfigError, backend
 from jaxarch.run.command import exits, parsed_or_usage
@@ -38,7 +37,7 @@ from jaxarch.transformer.embedding import embed
 from jaxarch.transformer.encoder import Encoder
 from jaxarch.transformer.encoder_decoder import EncoderDecoder, translate
 from jaxarch.transformer.generate import complete, drawing
-from jaxarch.transformer.pretrained import Pretrained, load_pretrained
+from jaxarch.transformer.pretrained import Pretrained, load_pretrained, t5
 from jaxarch.transformer.pretrained.minilm import minilm
 from jaxarch.transformer.reading import classify, fill, tag
 from jaxarch.transformer.speech import Whisper
@@ -186,8 +185,7 @@ def heard(found: Pretrained, arguments: Arguments) -> list[str]:
 
 def translated(found: Pretrained, arguments: Arguments) -> list[str]:
     assert isinstance(found.tokenizer, Subwords)
-    numbers = (("pad_token_id", 0), ("decoder_start_token_id", 0), ("eos_token_id", 1))  # T5's where nothing is said
-    specials = Specials(*(found.config.get(name, default) for name, default in numbers))
+    specials = t5.specials(found.config)
     source = found.tokenizer.frame(arguments.text, found.model.lengths[0]).tokens
     rows = translate(found.model, {"params": found.params}, source, specials, arguments.tokens)
     ended = ([int(token) for token in row if token not in specials] for row in np.asarray(rows))

@@ -39,6 +39,7 @@ from jaxarch.transformer.encoder_decoder import EncoderDecoder, translate
 from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained, t5
 from jaxarch.transformer.pretrained.minilm import minilm
+from jaxarch.transformer.pretrained.tensors import read_json
 from jaxarch.transformer.reading import classify, fill, tag
 from jaxarch.transformer.speech import Whisper
 from jaxarch.transformer.vision import VisionTransformer
@@ -158,14 +159,25 @@ def best_classes(labels: tuple[str, ...], probabilities: np.ndarray, of: tuple[A
 
 
 def seen(found: Pretrained, arguments: Arguments) -> list[str]:
-    from jaxarch.data.images import read_picture, scaled
+    from jaxarch.data.images import read_picture
 
     height, width, channels = found.model.image
     if height != width:
         raise ConfigError(f"the model reads pictures of {height} x {width} pixels, and only squares are cut here.")
     pixels = np.stack([read_picture(path.expanduser(), height, channels == 1) for path in arguments.picture])
-    logits = jax.jit(found.model.apply)({"params": found.params}, scaled(pixels))
+    pictures = normalized(pixels, arguments.folder.expanduser() / "preprocessor_config.json")
+    logits = jax.jit(found.model.apply)({"params": found.params}, pictures)
     return best_classes(found.model.labels, np.asarray(jax.nn.softmax(logits)), arguments.picture, arguments.top)
+
+
+def normalized(pixels: np.ndarray, file: Path) -> np.ndarray:
+    """As the model learned to see them: less the mean and over the deviation that the file names; 0.5 where none is."""
+    settings = read_json(file) if file.exists() else {}
+    pictures = pixels.astype(np.float32) * settings.get("rescale_factor", 1 / 255)
+    if not settings.get("do_normalize", True):
+        return pictures
+    mean, deviation = (np.asarray(settings.get(name, 0.5), np.float32) for name in ("image_mean", "image_std"))
+    return (pictures - mean) / deviation
 
 
 def heard(found: Pretrained, arguments: Arguments) -> list[str]:

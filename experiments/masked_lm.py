@@ -24,6 +24,7 @@ from jaxarch.data.text import Tokens, load_text, windows
 from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
 from jaxarch.transformer.encoder import EncoderConfig, encoder, forward_flops
+from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.masking import candidates, masked, masked_words
 from jaxarch.transformer.training import (
     PRECISIONS,
@@ -123,6 +124,10 @@ def experiment(config: Config) -> Experiment:
         total, hits, weight = summed(sums, validation, max(1, 16384 // config.length))
         return {"val/loss": Mean(total, weight), "val/accuracy": Mean(hits, weight)}
 
+    def assets(folder: Path) -> None:
+        data.save(folder)
+        save_description(folder, model)
+
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
         some = Tokens(*(array[:SHOWN] for array in validation))
         guesses = jax.jit(lambda params, tokens: logits_of(params, tokens).argmax(-1))(state.evaluated, some.inputs)
@@ -138,7 +143,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=report,
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
-        assets=data.save,
+        assets=assets,
         weights=("params", "ema"),
         flops={jnp.dtype(model.dtype).name: 3 * operations},
     )

@@ -28,7 +28,6 @@ import jax
 import numpy as np
 import tyro
 
-from jaxarch.data.pairs import Specials
 from jaxarch.data.tokenization import Subwords
 from jaxarch.run import ConfigError, backend
 from jaxarch.run.command import exits, parsed_or_usage
@@ -38,8 +37,9 @@ from jaxarch.transformer.embedding import embed
 from jaxarch.transformer.encoder import Encoder
 from jaxarch.transformer.encoder_decoder import EncoderDecoder, translate
 from jaxarch.transformer.generate import complete, drawing
-from jaxarch.transformer.pretrained import Pretrained, load_pretrained
+from jaxarch.transformer.pretrained import Pretrained, load_pretrained, t5
 from jaxarch.transformer.pretrained.minilm import minilm
+from jaxarch.transformer.pretrained.tensors import read_json
 from jaxarch.transformer.reading import classify, fill, tag
 from jaxarch.transformer.speech import Whisper
 from jaxarch.transformer.vision import VisionTransformer
@@ -159,14 +159,25 @@ def best_classes(labels: tuple[str, ...], probabilities: np.ndarray, of: tuple[A
 
 
 def seen(found: Pretrained, arguments: Arguments) -> list[str]:
-    from jaxarch.data.images import read_picture, scaled
+    from jaxarch.data.images import read_picture
 
     height, width, channels = found.model.image
     if height != width:
         raise ConfigError(f"the model reads pictures of {height} x {width} pixels, and only squares are cut here.")
     pixels = np.stack([read_picture(path.expanduser(), height, channels == 1) for path in arguments.picture])
-    logits = jax.jit(found.model.apply)({"params": found.params}, scaled(pixels))
+    pictures = normalized(pixels, arguments.folder.expanduser() / "preprocessor_config.json")
+    logits = jax.jit(found.model.apply)({"params": found.params}, pictures)
     return best_classes(found.model.labels, np.asarray(jax.nn.softmax(logits)), arguments.picture, arguments.top)
+
+
+def normalized(pixels: np.ndarray, file: Path) -> np.ndarray:
+    """As the model learned to see them: less the mean and over the deviation that the file names; 0.5 where none is."""
+    settings = read_json(file) if file.exists() else {}
+    pictures = pixels.astype(np.float32) * settings.get("rescale_factor", 1 / 255)
+    if not settings.get("do_normalize", True):
+        return pictures
+    mean, deviation = (np.asarray(settings.get(name, 0.5), np.float32) for name in ("image_mean", "image_std"))
+    return (pictures - mean) / deviation
 
 
 def heard(found: Pretrained, arguments: Arguments) -> list[str]:
@@ -186,8 +197,7 @@ def heard(found: Pretrained, arguments: Arguments) -> list[str]:
 
 def translated(found: Pretrained, arguments: Arguments) -> list[str]:
     assert isinstance(found.tokenizer, Subwords)
-    numbers = (("pad_token_id", 0), ("decoder_start_token_id", 0), ("eos_token_id", 1))  # T5's where nothing is said
-    specials = Specials(*(found.config.get(name, default) for name, default in numbers))
+    specials = t5.specials(found.config)
     source = found.tokenizer.frame(arguments.text, found.model.lengths[0]).tokens
     rows = translate(found.model, {"params": found.params}, source, specials, arguments.tokens)
     ended = ([int(token) for token in row if token not in specials] for row in np.asarray(rows))

@@ -51,7 +51,7 @@ from jaxarch.transformer.training import (
 )
 
 SHOWN = 3  # pairs whose attention is drawn
-ROWS = 500  # translated at once
+ROWS = 500  # unfinished translations that are followed at once
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Config:
         if self.data_seed < 0:
             raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
         Beams(self.beams, length_penalty=self.length_penalty)
+        if self.beams == 1 and self.length_penalty != 1:
+            raise ConfigError("--length-penalty is of --beams 2 and more, which have texts to choose from; 4 is usual.")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"--smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
         if self.batch_size % self.optim.accumulate:
@@ -183,7 +185,7 @@ def translations(
     model: EncoderDecoder, variables: PyTree, data: PairData, source: np.ndarray, beams: Beams
 ) -> Int[np.ndarray, "pairs length"]:
     """The target of each source, some at a time."""
-    rows = min(ROWS, len(source))
+    rows = min(max(1, ROWS // beams.width), len(source))
     filled = np.pad(source, ((0, -len(source) % rows), (0, 0)), constant_values=data.specials.pad)
     parts = np.split(filled, len(filled) // rows)
     found = [translate(model, variables, part, data.specials, model.lengths[1], beams) for part in parts]
@@ -200,6 +202,10 @@ def scoring(words: str) -> Callable[[Sequence[str], Sequence[str]], Metrics]:
     except ImportError as error:
         raise ConfigError(
             f"{error.name} is not installed; it comes with the extra: pip install 'jaxarch[data]'."
+        ) from None
+    except RuntimeError:  # what a language's words need is a package of its own
+        raise ConfigError(
+            f"--bleu {words} needs another package: pip install 'sacrebleu[{words.partition('-')[0]}]'; char would do."
         ) from None
 
     def scores(found: Sequence[str], references: Sequence[str]) -> Metrics:

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxarch.data.augmentation import cutmix, mixup, random_crop, random_flip
 from jaxarch.data.images import Pictures, load_images, scaled
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -58,8 +59,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("crop", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--augment.{name} {getattr(self, name):g} is below 0; 0 is off.")
+            if not getattr(self, name) >= 0:  # as a number that is none is not
+                raise ConfigError(f"--augment.{name} {getattr(self, name):g} is not 0 or above; 0 is off.")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"--augment.smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
 
@@ -116,6 +117,10 @@ def experiment(config: Config) -> Experiment:
     )
     model = vision(config.model, data.shape, data.classes, dtype=PRECISIONS[config.precision])
 
+    def assets(folder: Path) -> None:
+        data.save(folder)
+        save_description(folder, model)
+
     return Experiment(
         init=make_init(model, model.inputs(), config.optim),
         step=make_step(classification(model, config.augment), config.optim, config.steps),
@@ -124,7 +129,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=make_report(model, data.validation),
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
-        assets=data.save,
+        assets=assets,
         weights=("params", "ema"),
     )
 
@@ -206,14 +211,17 @@ def make_report(
     some = jax.tree.map(lambda leaf: leaf[:OF], validation)
 
     @jax.jit
-    def answers(params: PyTree, pixels: Array) -> tuple[Array, Array]:
-        pictures = scaled(pixels)
-        return jax.nn.softmax(logits_of(model, params, pictures)), looked_at(model, params, pictures)
+    def answers(params: PyTree, pixels: Array) -> Array:
+        return jax.nn.softmax(logits_of(model, params, scaled(pixels)))
+
+    # Of those alone that are drawn: all weights of a few hundred pictures of many patches would fill the memory.
+    maps_of = jax.jit(lambda params, pixels: looked_at(model, params, scaled(pixels)))
 
     def report(state: TrainState, key: Key[Array, ""], folder: Path) -> Metrics:
-        probabilities, maps = map(np.asarray, answers(state.evaluated, jnp.asarray(some.pixels)))
+        probabilities = np.asarray(answers(state.evaluated, jnp.asarray(some.pixels)))
         of_truth = probabilities[np.arange(len(some.labels)), some.labels]
-        chosen = [*range(len(some.labels))][:SHOWN], np.argsort(of_truth, kind="stable")[:SHOWN]
+        chosen = np.arange(len(some.labels))[:SHOWN], np.argsort(of_truth, kind="stable")[:SHOWN]
+        maps = [np.asarray(maps_of(state.evaluated, jnp.asarray(some.pixels[row]))) for row in chosen]
         draw(some, probabilities, maps, chosen, model.labels, folder / "predictions.png")
         return {}
 
@@ -223,12 +231,12 @@ def make_report(
 def draw(
     pictures: Pictures,
     probabilities: np.ndarray,
-    maps: np.ndarray,
-    chosen: Sequence[Sequence[int] | np.ndarray],
+    maps: Sequence[np.ndarray],
+    chosen: Sequence[np.ndarray],
     labels: Sequence[str],
     path: Path,
 ) -> None:
-    """Rows of pictures, `chosen` by their numbers, each above its map."""
+    """Rows of pictures, `chosen` by their numbers, each above its map: `maps` are of the chosen, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.2 * SHOWN, 1.45 * 2 * len(chosen)))
@@ -242,7 +250,7 @@ def draw(
             above, below = axes[2 * row : 2 * row + 2, column]
             above.set_title(title, fontsize=7, pad=3, color="black" if said == truth else "tab:red")
             above.imshow(np.asarray(pictures.pixels[number]).squeeze(), cmap="gray", vmin=0, vmax=255)
-            below.imshow(maps[number], cmap="magma", vmin=0)
+            below.imshow(maps[row][column], cmap="magma", vmin=0)
     for axis in axes.flat:
         axis.axis("off")
     figure.suptitle(

@@ -61,7 +61,7 @@ def embed(
     waiting = []  # the device works on a batch while the next is made ready
     for start in range(0, len(texts), batch_size):
         rows = order[start : start + batch_size]
-        columns = min(_bucket(int(lengths[rows].max())), length)
+        columns = min(bucket(int(lengths[rows].max())), length)
         cut = [_resized(array[rows], batch_size, columns) for array in framed]
         waiting.append((rows, _vectors(model, params, *cut)))
     for rows, batch in waiting:
@@ -69,7 +69,8 @@ def embed(
     return vectors
 
 
-def _bucket(length: int) -> int:
+def bucket(length: int) -> int:
+    """How long rows of that many tokens are made, so that few lengths are compiled."""
     return SHORTEST * 2 ** max(0, (-(-length // SHORTEST) - 1).bit_length())
 
 

@@ -6,6 +6,7 @@ published weights (`save_description`). A run that trained a part of a model has
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,15 @@ class Finished(NamedTuple):
 
 
 def save_description(folder: Path, model: nn.Module) -> None:
-    """Writes the `config.json` of the model, from which `restored` composes it. Raises ConfigError."""
-    write_json(folder / CONFIG, family_for(model).settings(model))
+    """Writes the `config.json` of the model, from which `restored` composes it; none of a model of no published family.
+
+    Without dropout, which is of the training: weights that were trained with another one mean the same.
+    """
+    try:
+        settings = family_for(model).settings(model)
+    except ConfigError:
+        return
+    write_json(folder / CONFIG, {name: value for name, value in settings.items() if "drop" not in name})
 
 
 def restored(run: Path, step: str = "newest") -> Finished:
@@ -54,10 +62,12 @@ def restored(run: Path, step: str = "newest") -> Finished:
     if (assets / CONFIG).exists():
         settings = read_json(assets / CONFIG)
         model = family_of(settings).model(settings, dtype)
-    elif {"model", "length"} <= config.keys() and tokenizer is not None:
+    elif tokenizer is not None and "length" in config and of_decoder(config.get("model")):
         model = decoder(from_json(ModelConfig(), config["model"]), tokenizer.vocab, config["length"], dtype)
     else:
-        raise ConfigError(f"{run} is not the run of a model that can be taken up here.")
+        raise ConfigError(
+            f"{run} is the run neither of a decoder nor of a model of a published family; jaxarch.run.load takes any."
+        )
     state = _state(run, step)
     params = state["ema"] or state["params"]
     if state.get("frozen"):
@@ -66,6 +76,11 @@ def restored(run: Path, step: str = "newest") -> Finished:
     if shapes_of(model) != {name: leaf.shape for name, leaf in flat(unstack_layers(params)).items()}:
         raise ConfigError(f"{run} holds several replicas or points of a sweep; name a run of one.")
     return Finished(model, params, tokenizer)
+
+
+def of_decoder(saved: Any) -> bool:
+    """Whether these are a decoder's options, some of which an older run may lack, and none of another model's."""
+    return isinstance(saved, dict) and saved.keys() <= {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 def _state(run: Path, step: str) -> dict[str, Any]:

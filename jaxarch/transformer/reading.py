@@ -10,11 +10,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree
 
-from jaxarch.data.tokenization import Framed, Subwords, Tokenizer
+from jaxarch.data.tokenization import MASK_NAMES, Framed, Subwords, Tokenizer
 from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.embedding import bucket
 from jaxarch.transformer.encoder import Encoder
-
-SHORTEST = 16  # rows are padded to this many tokens, or twice, four times ... as many
 
 
 class Guess(NamedTuple):
@@ -79,9 +78,11 @@ def fill(
     """
     framed, probabilities = _read(model, params, tokenizer, texts, "masked_lm", batch_size)
     assert tokenizer is not None
+    if tokenizer.mask is None:
+        raise ConfigError(f"this tokeniser has no token for a missing word, as {' or '.join(MASK_NAMES)}.")
     out = []
     for text, tokens, rows in zip(texts, framed.tokens, probabilities, strict=True):
-        places = np.flatnonzero(tokens == tokenizer.mask) if tokenizer.mask is not None else []
+        places = np.flatnonzero(tokens == tokenizer.mask)
         if not len(places):
             raise ConfigError(f"{text!r} has nothing to fill in; write [MASK] where a word is missing.")
         best = [np.argsort(-rows[place], kind="stable")[:count] for place in places]
@@ -109,7 +110,7 @@ def _read(
         raise ConfigError("a text is read with the tokenizer.json that belongs to the weights; give its folder.")
     framed = tokenizer.frame(texts, model.length)
     rows, length = framed.tokens.shape
-    columns = min(SHORTEST * 2 ** max(0, (-(-length // SHORTEST) - 1).bit_length()), model.length)
+    columns = min(bucket(length), model.length)
     parts = []
     for start in range(0, rows, batch_size):
         own = [array[start : start + batch_size] for array in framed]

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import translation
 from jaxarch.data.pairs import Pairs, load_pairs
-from jaxarch.run import load
+from jaxarch.run import ConfigError, load
 from jaxarch.run.program import Member
 from jaxarch.transformer.beams import Beams
 from jaxarch.transformer.encoder_decoder import EncoderDecoderConfig, encoder_decoder
@@ -57,6 +57,18 @@ def test_stopped_and_resumed_is_uninterrupted_and_what_it_reports(pairs, tmp_pat
     assert len(source) % 5
     found = translation.translations(model, {"params": state.evaluated}, data, source, Beams(1))
     assert [data.text(row) for row in found] == [line[2] for line in lines[1:]]
+
+
+def test_the_words_of_a_language_may_need_a_package(monkeypatch):
+    """The library says so by another kind of error than an import's."""
+    metrics = pytest.importorskip("sacrebleu.metrics")
+
+    def missing(tokenize):
+        raise RuntimeError(tokenize)
+
+    monkeypatch.setattr(metrics, "BLEU", missing)
+    with pytest.raises(ConfigError, match=r"--bleu ja-mecab needs another package: pip install 'sacrebleu\[ja\]'"):
+        translation.scoring("ja-mecab")
 
 
 def test_the_objective_by_hand():
@@ -138,6 +150,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(pairs, tmp_path, mo
     [
         (["--smoothing", 1], "translation: --smoothing 1 is not in [0, 1); 0.1 is usual."),
         (["--beams", 0], "translation: --beams 0 is below 1; 4 is usual."),
+        (["--length-penalty", 0.5], "translation: --length-penalty is of --beams 2 and more"),
         (["--steps", 0], "translation: --steps 0 is below 1."),
         (["--held-out", 0], "translation: --held-out 0 is below 1."),
         (["--optim.accumulate", 5], "translation: --optim.accumulate 5 does not divide --batch-size 64."),

@@ -13,6 +13,9 @@ from PIL import Image
 
 from experiments import vit
 from jaxarch.data.images import Pictures
+from jaxarch.run import ConfigError
+from jaxarch.transformer.finished import restored
+from jaxarch.transformer.pretrained import load_pretrained, save_pretrained
 from jaxarch.transformer.training import TrainState
 from jaxarch.transformer.vision import VisionConfig, vision
 from tests.run.running import assert_same, exit_code, log, run
@@ -47,6 +50,23 @@ def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_pat
     assert picture.size[0] > 1000 and len(np.unique(np.asarray(picture))) > 100
     assert {"val/loss", "val/accuracy", "train/loss"} <= log(whole)[-1].keys()
     assert abs(log(whole)[0]["val/loss"] - np.log(2)) < 1e-5  # a new head says nothing
+
+
+def test_a_run_is_taken_up_without_its_data(folder, tmp_path):
+    """By what it says of itself: its classes among it, dropout not, with which no weight's meaning changes."""
+    first = run(vit, tmp_path, *TINY, "--data", folder, "--model.dropout", 0.2)
+    model, params, tokenizer = restored(first)
+    assert tokenizer is None and model.labels == ("bright", "dark") and model.image == (8, 8, 3)
+    out = tmp_path / "out"
+    save_pretrained(out, model, params)
+    found = load_pretrained(out)
+    pictures = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 3)), jnp.float32)
+    expected = jax.jit(model.apply)({"params": params}, pictures)
+    np.testing.assert_array_equal(jax.jit(found.model.apply)({"params": found.params}, pictures), expected)
+    run(vit, tmp_path, *TINY, "--data", folder, "--model.dropout", 0.0, "--init-from", first, name="again")
+    other = run(vit, tmp_path, *TINY, "--data", folder, "--model.pooling", "mean", name="mean")
+    with pytest.raises(ConfigError, match="the run neither of a decoder nor of a model of a published family"):
+        restored(other)
 
 
 def test_weights_for_other_classes_are_refused(folder, tmp_path, capsys):
@@ -116,7 +136,7 @@ def test_with_both_mixes_it_is_one_of_them_a_step():
         (["--data", "nothing"], "vit: --data nothing does not exist; give a folder"),
         (["--held-out", 0], "vit: --held-out 0 is not a fraction between 0 and 1"),
         (["--size", -8], "vit: --size -8 is below 0"),
-        (["--augment.mixup", -1], "vit: --augment.mixup -1 is below 0; 0 is off."),
+        (["--augment.mixup", -1], "vit: --augment.mixup -1 is not 0 or above; 0 is off."),
         (["--augment.smoothing", 1], "vit: --augment.smoothing 1 is not in [0, 1); 0.1 is usual."),
         (["--optim.accumulate", 3], "vit: --optim.accumulate 3 does not divide --batch-size 4."),
         (["--split-seed", -1], "vit: --split-seed -1 is below 0."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import jax
@@ -101,3 +102,16 @@ def test_the_command(head, labels, options, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         pretrained.main()
     assert exit_.value.code == 2 and capsys.readouterr().err.splitlines()[-1].startswith(f"pretrained: {expected}")
+
+
+def test_pictures_are_seen_as_the_folder_says(tmp_path):
+    pixels, file = (
+        np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8),
+        tmp_path / "preprocessor_config.json",
+    )
+    np.testing.assert_allclose(pretrained.normalized(pixels, file), pixels / 127.5 - 1, atol=1e-6)
+    mean, deviation = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    file.write_text(json.dumps({"image_mean": mean, "image_std": deviation}))
+    np.testing.assert_allclose(pretrained.normalized(pixels, file), (pixels / 255 - mean) / deviation, atol=1e-6)
+    file.write_text(json.dumps({"do_normalize": False}))
+    np.testing.assert_allclose(pretrained.normalized(pixels, file), pixels / 255, atol=1e-6)

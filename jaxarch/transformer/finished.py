@@ -6,6 +6,7 @@ published weights (`save_description`). A run that trained a part of a model has
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,10 +55,10 @@ def restored(run: Path, step: str = "newest") -> Finished:
     if (assets / CONFIG).exists():
         settings = read_json(assets / CONFIG)
         model = family_of(settings).model(settings, dtype)
-    elif {"model", "length"} <= config.keys() and tokenizer is not None:
+    elif {"model", "length"} <= config.keys() and tokenizer is not None and _is_decoder(config["model"]):
         model = decoder(from_json(ModelConfig(), config["model"]), tokenizer.vocab, config["length"], dtype)
     else:
-        raise ConfigError(f"{run} is not the run of a model that can be taken up here.")
+        raise ConfigError(f"{run} is not the run of a decoder, and describes no published model in assets/{CONFIG}.")
     state = _state(run, step)
     params = state["ema"] or state["params"]
     if state.get("frozen"):
@@ -66,6 +67,11 @@ def restored(run: Path, step: str = "newest") -> Finished:
     if shapes_of(model) != {name: leaf.shape for name, leaf in flat(unstack_layers(params)).items()}:
         raise ConfigError(f"{run} holds several replicas or points of a sweep; name a run of one.")
     return Finished(model, params, tokenizer)
+
+
+def _is_decoder(model: dict[str, Any]) -> bool:
+    """Whether all of its options are a decoder's, since those of other models share many."""
+    return model.keys() <= {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 def _state(run: Path, step: str) -> dict[str, Any]:

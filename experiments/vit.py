@@ -13,6 +13,7 @@ in 71 seconds of processor time each. What is held out are other pictures by the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxarch.data.augmentation import cutmix, mixup, random_crop, random_flip
 from jaxarch.data.images import Pictures, load_images, scaled
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -116,6 +118,11 @@ def experiment(config: Config) -> Experiment:
     )
     model = vision(config.model, data.shape, data.classes, dtype=PRECISIONS[config.precision])
 
+    def assets(folder: Path) -> None:
+        data.save(folder)
+        with contextlib.suppress(ConfigError):  # where no published family has such a model
+            save_description(folder, model)
+
     return Experiment(
         init=make_init(model, model.inputs(), config.optim),
         step=make_step(classification(model, config.augment), config.optim, config.steps),
@@ -124,7 +131,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=make_report(model, data.validation),
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
-        assets=data.save,
+        assets=assets,
         weights=("params", "ema"),
     )
 

@@ -40,6 +40,7 @@ from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.generate import complete, drawing
 from jaxarch.transformer.lora import LoraConfig, Tune, TunedState, divided, make_tuned_step, tuned_state
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained
+from jaxarch.transformer.pretrained.bert import BERT
 from jaxarch.transformer.pretrained.minilm import minilm
 from jaxarch.transformer.pretrained.tensors import read_json
 from jaxarch.transformer.training import (
@@ -259,6 +260,8 @@ def classifier(config: Config, classes: tuple[str, ...]) -> Begun:
             )
         return begun(config, found)
     wanted = re.sub(r"(Model|LMHeadModel|For[A-Z]\w+)$", "", own) + "ForSequenceClassification"
+    if own and wanted not in BERT.architectures:
+        raise ConfigError(f"--pretrained {folder} is a {own}; texts are classified by a BERT only.")
     named = {str(number): name for number, name in enumerate(classes)}
     labels = {"id2label": named, "label2id": {name: int(number) for number, name in named.items()}}
     found = load_pretrained(folder, architecture=wanted, overrides=labels | {"num_labels": len(classes)})

@@ -174,7 +174,11 @@ class Subwords(Tokenizer):
         return self._mask
 
     def encode(self, text: str) -> Int32[np.ndarray, " length"]:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        """Raises ConfigError for what a tokeniser without a token for the unknown has never met."""
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        except Exception as error:  # tokenizers raises no other kind
+            raise ConfigError(f"the tokeniser cannot read {text[:40]!r}: {error}.") from None
 
     def encode_batch(self, texts: list[str]) -> list[Int32[np.ndarray, " _"]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

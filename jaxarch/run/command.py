@@ -56,7 +56,7 @@ class Options:
     scan: int = 1
     """steps a dispatch"""
     replicas: int = 1
-    """seeds trained at once, logged as mean, interquartile mean and 95 %% interval"""
+    """seeds trained at once, logged as mean, interquartile mean and 95 % interval"""
     sweep: tuple[str, ...] = ()
     """field=a,b,c; repeat for the product; all points are trained at once"""
     log: Literal["tensorboard", "wandb"] | None = None

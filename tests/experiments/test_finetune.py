@@ -186,7 +186,7 @@ FOLDERS = {
         "finetune: --tune head: this model has no head apart from its body; full or lora would do."
     ),
     "--pretrained {gpt} --data {reviews}": (
-        "finetune: {gpt}/config.json: the architecture GPT2ForSequenceClassification is not supported; these are: "
+        "finetune: --pretrained {gpt} is a GPT2LMHeadModel; texts are classified by a BERT only."
     ),
     "--pretrained nothing --data {reviews}": "finetune: there is no folder nothing.",
     "--pretrained {bert} --data {reviews} --length 13": "finetune: --length 13 is more than the model's 12.",

@@ -1,7 +1,7 @@
 """A finished run as a folder that `transformers` reads.
 
-python -m jaxarch.transformer.pretrained export runs/gpt/demo my-model
-python -m jaxarch.transformer.pretrained export runs/gpt/demo my-model --step best
+python -m jaxarch.transformer.pretrained export runs/gpt/NAME my-model
+python -m jaxarch.transformer.pretrained export runs/finetune/NAME my-model --step best
 """
 
 from __future__ import annotations

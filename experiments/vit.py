@@ -13,7 +13,6 @@ in 71 seconds of processor time each. What is held out are other pictures by the
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -27,6 +27,7 @@ from tests.run.running import assert_same, exit_code, log, run
 WORDS = ["good", "fine", "bad", "poor", "film", "plot", "the", "a", "is", "was"]
 VOCAB = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
 STEPS = ["--steps", 6, "--batch-size", 8, "--length", 8, "--optim.warmup", 1, "--optim.learning-rate", 0.01]
+STEPS += ["--optim.ema", 0.5]  # an average that has moved after six steps
 
 
 def wordpiece() -> Subwords:
@@ -124,7 +125,7 @@ def test_a_run_with_adapters_is_loaded_and_written_out(bert, reviews, tmp_path, 
     tokens, _, mask = found.tokenizer.frame(["the film was good", "bad bad plot"], 8)
     logits = jax.jit(found.model.apply)({"params": found.params}, tokens, segments=mask)
     # W + scale A B, in float64, of what the run holds.
-    query = state.params["layers_1"]["attention"]["query"]
+    query = state.evaluated["layers_1"]["attention"]["query"]
     kernel = np.asarray(before["layers_1"]["attention"]["query"]["kernel"], np.float64)
     pair = np.asarray(query["lora_a"], np.float64) @ np.asarray(query["lora_b"], np.float64)
     assert config.lora.scale == 2.0 and np.abs(pair).max() > 1e-3

@@ -12,6 +12,7 @@ from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer import decoding, speculation
 from jaxarch.transformer.decoder import ModelConfig, decoder
 from jaxarch.transformer.decoding import distribution, forced, generate, left_pad, prefill, repetition_penalty, step
+from jaxarch.transformer.positions import Rotary
 from jaxarch.transformer.speculation import generate_speculatively, speculate
 
 VOCAB, LENGTH, NEW = 17, 20, 12
@@ -123,6 +124,6 @@ def test_what_cannot_be_speculated_with_is_refused(large):
         generate_speculatively(*large, *drawn(ModelConfig(1, 2, 8), 0, length=7), prompts, 3, key)
     with pytest.raises(ConfigError, match="--drafted 0"):
         generate_speculatively(*large, *large, prompts, 3, key, 0)
-    scaling = {"positions": "rotary", "rotary_scaling": "dynamic", "rotary_factor": 2.0, "rotary_length": 4}
+    scaling = {"positions": "rotary", "rotary": Rotary(scaling="dynamic", factor=2.0, length=4)}
     with pytest.raises(ConfigError, match="dynamic"):
         generate_speculatively(*drawn(ModelConfig(1, 2, 8, **scaling), 0), *large, prompts, 3, key)

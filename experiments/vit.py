@@ -8,7 +8,7 @@ default scikit-learn's handwritten digits (1,797 of 8 x 8 pixels). Where the fol
 fifth of each class is, at random.
 
 Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5) with other work, jax 0.10.2, all by default: val/accuracy 0.978,
-0.975, 0.978, 0.978 and 0.986 (seeds 0 to 4), in 71 seconds of processor time each, 73 seconds by the clock. What is held
+0.975, 0.978, 0.978 and 0.986 (seeds 0 to 4), in 71 seconds of processor time each, 73 by the clock. What is held
 out are other pictures by the same writers.
 """
 

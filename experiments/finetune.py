@@ -48,6 +48,7 @@ from jaxarch.transformer.training import (
     Hypers,
     Objective,
     OptimConfig,
+    check_sizes,
     cross_entropy,
     make_evaluate,
     next_token,
@@ -97,18 +98,9 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=1e-4, warmup=50, final=0.0, weight_decay=0.01, beta2=0.999, ema=0.99)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "length", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
+        check_sizes(self, ("steps", "batch_size", "length", "eval_tokens"), ("data_seed", "split_seed"))
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"--dropout {self.dropout:g} is not in [0, 1); 0.1 is usual.")
-        if self.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
-            )
 
 
 def experiment(config: Config) -> Experiment:

@@ -32,6 +32,7 @@ from jaxarch.transformer.training import (
     Hypers,
     OptimConfig,
     TrainState,
+    check_sizes,
     make_evaluate,
     make_init,
     make_step,
@@ -73,15 +74,7 @@ class Config:
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "length", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        if self.data_seed < 0:
-            raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
-        if self.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
-            )
+        check_sizes(self, ("steps", "batch_size", "length", "eval_tokens"), ("data_seed",))
 
 
 def experiment(config: Config) -> Experiment:

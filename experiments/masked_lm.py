@@ -31,6 +31,7 @@ from jaxarch.transformer.training import (
     Hypers,
     OptimConfig,
     TrainState,
+    check_sizes,
     cross_entropy,
     make_init,
     make_step,
@@ -74,18 +75,9 @@ class Config:
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "length", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "mask_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
+        check_sizes(self, ("steps", "batch_size", "length", "eval_tokens"), ("data_seed", "mask_seed"))
         if not 0 < self.mask_rate < 1:
             raise ConfigError(f"--mask-rate {self.mask_rate:g} is not between 0 and 1; 0.15 is usual.")
-        if self.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
-            )
 
 
 def experiment(config: Config) -> Experiment:

@@ -44,6 +44,7 @@ from jaxarch.transformer.training import (
     Objective,
     OptimConfig,
     TrainState,
+    check_sizes,
     cross_entropy,
     make_init,
     make_step,
@@ -90,20 +91,12 @@ class Config:
     optim: OptimConfig = OptimConfig(optimizer="muon", learning_rate=3e-3)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "length", "held_out"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        if self.data_seed < 0:
-            raise ConfigError(f"--data-seed {self.data_seed} is below 0.")
+        check_sizes(self, ("steps", "batch_size", "length", "held_out"), ("data_seed",))
         Beams(self.beams, length_penalty=self.length_penalty)
         if self.beams == 1 and self.length_penalty != 1:
             raise ConfigError("--length-penalty is of --beams 2 and more, which have texts to choose from; 4 is usual.")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"--smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
-        if self.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
-            )
 
 
 def experiment(config: Config) -> Experiment:

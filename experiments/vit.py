@@ -35,6 +35,7 @@ from jaxarch.transformer.training import (
     Objective,
     OptimConfig,
     TrainState,
+    check_sizes,
     cross_entropy,
     make_init,
     make_step,
@@ -93,16 +94,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_pictures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
-        if self.batch_size % self.optim.accumulate:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} does not divide --batch-size {self.batch_size}."
-            )
+        check_sizes(self, ("steps", "batch_size", "eval_pictures"), ("data_seed", "split_seed"))
 
 
 def experiment(config: Config) -> Experiment:

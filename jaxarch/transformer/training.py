@@ -84,6 +84,20 @@ class OptimConfig:
             raise ConfigError(f"--optim.accumulate {self.accumulate} is below 1.")
 
 
+def check_sizes(config: Any, counts: Sequence[str], seeds: Sequence[str]) -> None:
+    """Of an experiment's configuration. Raises ConfigError where a count is below 1 or a seed below 0, or where the
+    micro-batches do not divide the batch.
+    """
+    for names, least in ((counts, 1), (seeds, 0)):
+        for name in names:
+            if getattr(config, name) < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below {least}.")
+    if config.batch_size % config.optim.accumulate:
+        raise ConfigError(
+            f"--optim.accumulate {config.optim.accumulate} does not divide --batch-size {config.batch_size}."
+        )
+
+
 def cross_entropy(
     logits: Float[Array, "*batch vocab"],
     targets: Int[Array | np.ndarray, "*batch"],

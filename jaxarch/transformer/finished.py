@@ -18,14 +18,14 @@ from jaxtyping import PyTree
 
 from jaxarch.data.tokenization import Tokenizer, load_tokenizer
 from jaxarch.run.checkpoint import Checkpoints, Damaged
-from jaxarch.run.command import from_json
+from jaxarch.run.command import from_json, write_json
 from jaxarch.run.load import chosen, saved_config
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder
 from jaxarch.transformer.lora import LoraConfig, merged
 from jaxarch.transformer.pretrained.folder import CONFIG, family_for, family_of, flat, shapes_of
-from jaxarch.transformer.pretrained.tensors import read_json, write_json
+from jaxarch.transformer.pretrained.tensors import read_json
 from jaxarch.transformer.training import PRECISIONS
 
 

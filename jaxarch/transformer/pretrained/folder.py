@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
 from jaxarch.data.tokenization import Tokenizer
+from jaxarch.run.command import write_json
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.pretrained import tokenizer as tokenizers
@@ -33,7 +34,7 @@ from jaxarch.transformer.pretrained.gemma import GEMMA, GEMMA_2
 from jaxarch.transformer.pretrained.gpt2 import GPT2
 from jaxarch.transformer.pretrained.llama import LLAMA
 from jaxarch.transformer.pretrained.t5 import T5, T5_ENCODER
-from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write, write_json
+from jaxarch.transformer.pretrained.tensors import FILE, FLOATS, INDEX, Tensors, read_json, write
 from jaxarch.transformer.pretrained.vit import VIT
 from jaxarch.transformer.pretrained.whisper import WHISPER
 

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxarch.run.command import write_json
 from jaxarch.run.protocol import ConfigError
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,10 +84,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it holds no object.")
     return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write(folder: Path, sizes: Mapping[str, int], tensor: Callable[[str], np.ndarray], shard_bytes: int) -> None:

@@ -8,7 +8,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from jaxarch.data.tokenization import FILE, Bytes, Characters, Subwords, Tokenizer, load_tokenizer
-from jaxarch.transformer.pretrained.tensors import write_json
+from jaxarch.run.command import write_json
 
 
 def load(folder: Path) -> Tokenizer | None:

@@ -8,9 +8,10 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from jaxarch.data.tokenization import Tokenizer
+from jaxarch.run.command import write_json
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.pretrained.family import Family, Settings, entry, must_be, obstacles, sizes
-from jaxarch.transformer.pretrained.tensors import read_json, write_json
+from jaxarch.transformer.pretrained.tensors import read_json
 from jaxarch.transformer.spectrogram import HOP, RATE, WINDOW
 from jaxarch.transformer.speech import SpeechConfig, Whisper, whisper
 from jaxarch.transformer.transcription import Markers, named_markers

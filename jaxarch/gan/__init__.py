@@ -1,0 +1,1 @@
+"""Generative adversarial networks: networks, losses, regularisers, augmentation, metrics, editing."""

@@ -1,1 +1,1 @@
-"""Generative adversarial networks: networks, losses, regularisers, augmentation, metrics, editing."""
+"""Generative adversarial networks: games of two networks, trained in one compiled step and judged honestly."""

@@ -1,0 +1,1 @@
+"""GANs: networks, objectives, regularisers, augmentation, metrics, editing."""

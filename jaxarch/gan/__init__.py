@@ -1,1 +1,1 @@
-"""GANs: networks, objectives, regularisers, augmentation, metrics, editing."""
+"""Generative adversarial networks: games of two networks, trained in one compiled step and judged honestly."""

@@ -283,12 +283,12 @@ def test_the_floor_is_of_as_many_pictures(evaluate):
     assert few["fid"] > 1.5 * many["fid"] and 0.8 < few["fid"] / few["fid_floor"] < 1.2
 
 
-@pytest.mark.parametrize("corrupt, amounts", [(noisy, (0, 20, 40, 80)), (blurred, (0, 0.35, 0.5, 0.67))])
+@pytest.mark.parametrize("corrupt, amounts", [(noisy, (0, 20, 40, 80)), (blurred, (0, 0.3, 0.4, 0.5))])
 def test_growing_corruption_is_seen(evaluate, corrupt, amounts):
     each = [found(evaluate, corrupt(shapes(300, 2), amount)) for amount in amounts]
     for name in ("fid", "kid"):
         values = [one[name] for one in each]
-        assert all(np.diff(values) > 0) and values[1] > 1.2 * values[0]
+        assert all(np.diff(values) > 0) and values[-1] > 1.5 * values[0]
     for name in ("precision", "density") if corrupt is noisy else ("recall", "coverage"):
         assert all(np.diff([one[name] for one in each]) <= 0) and each[-1][name] < 0.5 * each[0][name]
     # Noise far around: neighbours of all are real. Blurred columns are the likest to one another.

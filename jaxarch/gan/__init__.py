@@ -1,0 +1,1 @@
+"""Generative adversarial networks: networks, objectives, regularisers, their training and their metrics."""

@@ -1,1 +1,1 @@
-"""Generative adversarial networks: networks, objectives, regularisers, their training and their metrics."""
+"""Generative adversarial networks: games of two networks, trained in one compiled step and judged honestly."""

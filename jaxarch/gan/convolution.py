@@ -20,13 +20,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
-from jax import lax
 from jaxtyping import Array, Float
 
+from jaxarch.convolution import Pair, convolve
 from jaxarch.run import backend
 
 Kernel = Float[Array, "rows columns features_in features"]
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 DEFAULT_INIT = nn.initializers.normal(0.02)  # Radford et al. 2016, sec. 4
 
 
@@ -41,22 +40,18 @@ def convolution(
 
     Raises ValueError where the stride does not divide the picture's sides.
     """
-    return _plain(x, kernel, stride)
-
-
-def _plain(x: Float[Array, "batch height width features_in"], kernel: Kernel, stride: int) -> Array:
     height, width = x.shape[1:3]
     if height % stride or width % stride:
         raise ValueError(f"a stride of {stride} does not divide pictures of {height} x {width} pixels.")
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding(kernel, stride), dimension_numbers=LAYOUT)
+    return convolve(x, kernel, (stride, stride), padding(kernel.shape[:2], stride))
 
 
-def padding(kernel: Kernel, stride: int) -> list[tuple[int, int]]:
+def padding(size: Pair, stride: int) -> tuple[Pair, Pair]:
     """Zeros before and behind, of each axis. Raises ValueError where a kernel is smaller than the stride."""
-    zeros = [size - stride for size in kernel.shape[:2]]
-    if min(zeros) < 0:
-        raise ValueError(f"a kernel of {kernel.shape[0]} x {kernel.shape[1]} is smaller than the stride of {stride}.")
-    return [(number // 2, number - number // 2) for number in zeros]
+    if min(size) < stride:
+        raise ValueError(f"a kernel of {size[0]} x {size[1]} is smaller than the stride of {stride}.")
+    rows, columns = ((number // 2, number - number // 2) for number in (size[0] - stride, size[1] - stride))
+    return rows, columns
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -67,12 +62,13 @@ def transposed_convolution(
 
     The kernel is the convolution's: its last axis are the features that come in here.
     """
-    rows, columns, features_in, _ = kernel.shape
+    rows, columns = kernel.shape[:2]
     if stride > 1 and rows % stride == columns % stride == 0 and backend.platform() == "cpu":
         return _by_taps(y, kernel, stride)
-    batch, height, width, _ = y.shape
-    x = jax.ShapeDtypeStruct((batch, height * stride, width * stride, features_in), y.dtype)
-    return jax.linear_transpose(lambda x: _plain(x, kernel, stride), x)(y)[0]
+    (top, _), (left, _) = padding((rows, columns), stride)
+    around = (rows - 1 - top, stride - 1 + top), (columns - 1 - left, stride - 1 + left)
+    mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    return convolve(y, mirrored, padding=around, dilation=(stride, stride))
 
 
 def _by_taps(
@@ -93,7 +89,7 @@ def _by_taps(
             picture = picture + jnp.pad(products[:, :, :, i, :, j], around)
     picture = picture.transpose(0, 1, 3, 2, 4, 5)
     picture = picture.reshape(batch, (height + down - 1) * stride, (width + across - 1) * stride, features_in)
-    (top, _), (left, _) = padding(kernel, stride)
+    (top, _), (left, _) = padding((rows, columns), stride)
     return picture[:, top : top + height * stride, left : left + width * stride]
 
 
@@ -101,12 +97,14 @@ def _by_taps(
 def kernel_gradient(
     x: Float[Array, "batch height width features_in"],
     y: Float[Array, "batch new_height new_width features"],
-    size: tuple[int, int],
+    size: Pair,
     stride: int = 1,
 ) -> Kernel:
     """w: the gradient of a kernel of that size in <convolution(x, kernel), y>."""
-    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], y.shape[-1]), y.dtype)
-    return jax.linear_transpose(lambda kernel: _plain(x, kernel, stride), kernel)(y)[0]
+    # Each feature is a picture's channel in turn, the batch what is summed over.
+    pictures, kernel = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+    gradient = convolve(pictures, kernel, padding=padding(size, stride), kernel_dilation=(stride, stride))
+    return gradient.transpose(1, 2, 0, 3)
 
 
 convolution.defvjp(

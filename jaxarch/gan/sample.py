@@ -93,8 +93,10 @@ def main() -> None:
 def write(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], output: Path, columns: int) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".npz":
-        named = {"labels": np.array(classes)[labels]} if classes else {}
-        np.savez(output, pixels=pixels, **named)
+        if classes:
+            np.savez(output, pixels=pixels, labels=np.array(classes)[labels])
+        else:
+            np.savez(output, pixels=pixels)
     else:
         panels.save(panels.grid(pixels, columns), output)
 

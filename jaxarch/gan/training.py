@@ -111,7 +111,7 @@ class OptimConfig:
 
 @flax.struct.dataclass
 class GANState:
-    """All that a checkpoint holds.
+    """All that a checkpoint holds. Also holds shapes or a leading axis of replicas, so its types are plain.
 
     generator, discriminator, average: parameters; the average is None where none is kept.
     g_stats, d_stats: the networks' other collections (batch statistics, spectral vectors, the mean style).
@@ -126,10 +126,10 @@ class GANState:
     d_stats: PyTree
     g_opt: PyTree
     d_opt: PyTree
-    path_length: Float[Array, "*replicas"]
-    augmentation: AugmentationState | None
-    key: Key[Array, "*replicas"]
-    hypers: Hypers
+    path_length: Any
+    augmentation: Any
+    key: Any
+    hypers: Any
 
     @property
     def sampled(self) -> PyTree:

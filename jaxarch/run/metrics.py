@@ -198,10 +198,10 @@ def draw(path: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
         lines, labels = axes.get_legend_handles_labels()
         shown = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_NAMED)).round().astype(int))
-        place = (
-            {"fontsize": "xx-small", "loc": "upper left", "bbox_to_anchor": (1, 1)} if parts else {"fontsize": "small"}
+        beside: dict[str, Any] = {"fontsize": "xx-small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
+        axes.legend(
+            [lines[j] for j in shown], [labels[j] for j in shown], **(beside if parts else {"fontsize": "small"})
         )
-        axes.legend([lines[j] for j in shown], [labels[j] for j in shown], **place)
     figure.savefig(picture, dpi=110)
 
 

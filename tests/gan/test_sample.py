@@ -126,6 +126,7 @@ def test_arrays_are_read_as_data(runs, command, tmp_path):
     numbers = np.arange(20) % 10
     expected = unscaled(pictures(restored(runs["labels"]), jax.random.key(0), numbers))
     np.testing.assert_array_equal(data.everything.pixels, expected)
+    np.testing.assert_array_equal(data.everything.labels, numbers)
     assert scaled(data.pictures.pixels).shape == (10, 4, 4, 1)
 
 

@@ -198,10 +198,11 @@ def draw(path: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
         lines, labels = axes.get_legend_handles_labels()
         shown = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_NAMED)).round().astype(int))
-        beside: dict[str, Any] = {"fontsize": "xx-small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
-        axes.legend(
-            [lines[j] for j in shown], [labels[j] for j in shown], **(beside if parts else {"fontsize": "small"})
-        )
+        named = [lines[j] for j in shown], [labels[j] for j in shown]
+        if parts:
+            axes.legend(*named, fontsize="xx-small", loc="upper left", bbox_to_anchor=(1, 1))
+        else:
+            axes.legend(*named, fontsize="small")
     figure.savefig(picture, dpi=110)
 
 

@@ -214,12 +214,9 @@ def test_copying():
     assert metrics.copying(copies, unseen, training) > 0.95
     assert abs(metrics.copying(gaussian(200, 3, 3), unseen, training) - 0.5) < 0.1
     assert metrics.copying(gaussian(100, 3, 4, 5.0), unseen, training) < 0.05
-    by_hand = (
-        np.array([[0.1], [3.0]]),
-        np.array([[2.0], [0.2]]),
-        np.array([[0.0]]),
-    )  # 0.1 is nearer than both, 3 than none
-    assert metrics.copying(*by_hand) == 0.5
+    fakes, others = np.array([[0.1], [1.0]]), np.array([[2.0], [0.2]])  # 0.1 is nearer than both, 1 than one
+    assert metrics.copying(fakes, others, np.zeros((1, 1))) == 0.75
+    assert metrics.copying(training[:10], training[10:30], training) == 0.5  # all as near
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -182,7 +182,7 @@ def _places() -> list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[str, ..
     """Of each of our arrays: the tensor's name, our shape, its axes in the tensor's order, our path."""
     shapes = jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, 75, 75, 3)))
     places = []
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
+    for path, leaf in cast(dict[tuple, Any], traverse_util.flatten_dict(shapes)).items():
         axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, (0,))  # kernels have their inputs before their outputs
         places.append((".".join((*path[1:-1], LEAVES[path[-1]])), leaf.shape, axes, path))
     return places

@@ -88,6 +88,43 @@ def test_a_program_in_the_file_is_not_run(zipped, tmp_path):
     assert (tmp_path / "made").exists()
 
 
+def pickled(count: int, offset: int, size: int, stride: int) -> bytes:
+    """{"a": a tensor of one axis}, as torch writes it: what a file says of a tensor may be false."""
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(count) + b"tQ"
+    view = number(offset) + number(size) + b"\x85" + number(stride) + b"\x85" + b"\x89N"
+    return b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"tRs."
+
+
+@pytest.mark.parametrize(
+    "said, taken",
+    [
+        ((6, 1, 2, 3), [1, 4]),
+        ((6, 0, 3, 3), None),  # its third number would be the seventh
+        ((6, 6, 1, 1), None),
+        ((6, -1, 2, 1), None),
+        ((6, 5, 3, -2), None),
+        ((7, 0, 1, 1), None),
+    ],
+)
+def test_a_tensor_does_not_reach_beyond_its_numbers(said, taken, tmp_path):
+    file = tmp_path / "a.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled(*said))
+        archive.writestr("archive/data/0", np.arange(6, dtype=np.float32).tobytes())
+    if taken:
+        assert read_tensors(file)["a"].tolist() == taken
+    else:
+        with pytest.raises(ConfigError, match="a.pth is damaged"):
+            read_tensors(file)
+
+
 def test_what_is_no_file_of_tensors(tmp_path):
     file = tmp_path / "a.pth"
     for content in (b"", b"PK", b"hello", pickle.dumps([1, 2]), b"\x80\x02}q\x00."):

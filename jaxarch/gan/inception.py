@@ -221,4 +221,4 @@ def extractor(path: str | Path) -> Extractor:
         features, logits = cast(tuple[Array, Array], Inception().apply(variables, scaled(pixels)))
         return features, jax.nn.softmax(logits - variables["params"]["fc"]["bias"])
 
-    return Extractor("inception", SIZE, 3, lambda pixels: apply(variables, pixels))
+    return Extractor("inception", SIZE, 3, lambda pixels: apply(variables, pixels), batch_size=32)

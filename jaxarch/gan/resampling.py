@@ -122,9 +122,9 @@ def convolved_up(pictures: Inputs, kernel: Kernel, taps: Sequence[float] = BINOM
     if (rows, columns) == (1, 1):
         return upsampled(convolved(pictures, kernel), taps)
     woven = transposed(pictures, kernel.swapaxes(2, 3))
-    size, excess = len(taps), rows - 2
+    size = len(taps)
     before = (size + 1) // 2 + rows // 2 - (rows - 1)
-    after = (size - 2) // 2 + rows // 2 - excess
+    after = (size - 2) // 2 + rows // 2 - (rows - 2)
     return upfirdn(woven, [2 * tap for tap in normalized(taps)], padding=(before, after))
 
 

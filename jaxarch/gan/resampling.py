@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxarch.convolution import convolve
+
 Pictures = Float[Array, "batch height width channels"]
 Resized = Float[Array, "batch new_height new_width channels"]
 Inputs = Float[Array, "batch height width inputs"]
@@ -25,7 +27,6 @@ Kernel = Float[Array, "rows columns inputs outputs"]
 Taps = tuple[float, ...]
 
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)  # doubles a picture by linear interpolation between the centres of its pixels
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def normalized(taps: Sequence[float]) -> Taps:
@@ -104,13 +105,10 @@ def downsampled(pictures: Pictures, taps: Sequence[float] = BINOMIAL) -> Resized
 # --- with a convolution -------------------------------------------------------------------------
 
 
-def convolved(
-    pictures: Pictures, kernel: Float[Array, "rows columns of_group outputs"], groups: int = 1
-) -> Float[Array, "batch height width outputs"]:
-    """At the same size, with zeros beyond the edge."""
-    return lax.conv_general_dilated(
-        pictures, kernel, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=groups
-    )
+def convolved(pictures: Inputs, kernel: Kernel) -> Float[Array, "batch height width outputs"]:
+    """At the same size, with zeros beyond the edge. The kernel has odd sides."""
+    rows, columns = kernel.shape[:2]
+    return convolve(pictures, kernel, padding=((rows // 2, rows // 2), (columns // 2, columns // 2)))
 
 
 def convolved_up(pictures: Inputs, kernel: Kernel, taps: Sequence[float] = BINOMIAL) -> Outputs:
@@ -121,7 +119,8 @@ def convolved_up(pictures: Inputs, kernel: Kernel, taps: Sequence[float] = BINOM
     rows, columns = kernel.shape[:2]
     if (rows, columns) == (1, 1):
         return upsampled(convolved(pictures, kernel), taps)
-    woven = transposed(pictures, kernel.swapaxes(2, 3))
+    around = (rows - 1, rows - 1), (columns - 1, columns - 1)
+    woven = convolve(pictures, kernel[::-1, ::-1], padding=around, dilation=(2, 2))
     size = len(taps)
     before = (size + 1) // 2 + rows // 2 - (rows - 1)
     after = (size - 2) // 2 + rows // 2 - (rows - 2)
@@ -135,50 +134,4 @@ def convolved_down(pictures: Inputs, kernel: Kernel, taps: Sequence[float] = BIN
         return convolved(downsampled(pictures, taps), kernel)
     size = len(taps)
     padding = (size - 1) // 2 + rows // 2, (size - 2) // 2 + rows // 2
-    return strided(upfirdn(pictures, normalized(taps), padding=padding), kernel)
-
-
-# The gradients of <strided(x, kernel), y> with respect to y, x and kernel are strided, transposed and kernel_gradient,
-# and those three are all that occur in one another's gradients. XLA:CPU's own for the kernel of a transposed
-# convolution takes fifty times as long as the same numbers by way of the strided one.
-
-
-@jax.custom_vjp
-def strided(x: Inputs, kernel: Kernel) -> Outputs:
-    """The kernel at every second pixel, within the picture."""
-    return _strided(x, kernel)
-
-
-def _strided(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=NHWC)
-
-
-@jax.custom_vjp
-def transposed(y: Outputs, kernel: Kernel) -> Inputs:
-    """The transpose of `strided` with this kernel, to the smallest picture that has so large a result."""
-    rows, columns = kernel.shape[:2]
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    padding = (rows - 1, rows - 1), (columns - 1, columns - 1)
-    return lax.conv_general_dilated(y, turned, (1, 1), padding, (2, 2), dimension_numbers=NHWC)
-
-
-@jax.custom_vjp
-def kernel_gradient(x: Inputs, y: Outputs) -> Kernel:
-    """The gradient of `strided` at x with respect to its kernel, where that with respect to its result is y."""
-    rows, columns = (big - 2 * (small - 1) for big, small in zip(x.shape[1:3], y.shape[1:3]))
-    zeros = jnp.zeros((rows, columns, x.shape[3], y.shape[3]), x.dtype)
-    return jax.vjp(lambda kernel: _strided(x, kernel), zeros)[1](y)[0]
-
-
-strided.defvjp(
-    lambda x, kernel: (strided(x, kernel), (x, kernel)),
-    lambda given, y: (transposed(y, given[1]), kernel_gradient(given[0], y)),
-)
-transposed.defvjp(
-    lambda y, kernel: (transposed(y, kernel), (y, kernel)),
-    lambda given, x: (strided(x, given[1]), kernel_gradient(x, given[0])),
-)
-kernel_gradient.defvjp(
-    lambda x, y: (kernel_gradient(x, y), (x, y)),
-    lambda given, kernel: (transposed(given[1], kernel), strided(given[0], kernel)),
-)
+    return convolve(upfirdn(pictures, normalized(taps), padding=padding), kernel, strides=(2, 2))

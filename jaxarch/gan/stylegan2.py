@@ -131,6 +131,10 @@ def with_deviation(x: Float[Array, "batch height width channels"], group: int) -
     return jnp.concatenate([x, channel], axis=-1)
 
 
+def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def truncated(
     styles: Float[Array, "batch layers dim"], average: Float[Array, " dim"], truncation: float | Float[Array, ""]
 ) -> Float[Array, "batch layers dim"]:
@@ -228,7 +232,7 @@ class ToRGB(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         styles = Dense(x.shape[-1], bias=1.0, name="affine")(style) * x.shape[-1] ** -0.5
         x = modulated_convolution(x, kernel, styles, demodulate=False)
-        return bounded(x.astype(jnp.float32) + bias, self.clamp)
+        return bounded(at_least_float32(x) + bias, self.clamp)
 
 
 class MappingNetwork(nn.Module):
@@ -243,7 +247,7 @@ class MappingNetwork(nn.Module):
     def __call__(
         self, latents: Float[Array, "batch latents"] | None, labels: Int[Array, " batch"] | None
     ) -> Float[Array, "batch features"]:
-        parts = [] if latents is None else [unit(latents.astype(jnp.float32))]
+        parts = [] if latents is None else [unit(at_least_float32(latents))]
         if self.classes:
             if labels is None:
                 raise ValueError("a conditional network was given no labels.")
@@ -404,7 +408,8 @@ class StyleGAN2Discriminator(nn.Module):
         pictures, x = samples.astype(self.dtype), None
 
         def read(pictures: Array, size: int) -> Array:
-            return Conv(config.channels(size), 1, clamp=clamp, name=f"from_rgb_{size}")(pictures)
+            bound = clamp if size > 4 else 0.0  # as in the authors' code
+            return Conv(config.channels(size), 1, clamp=bound, name=f"from_rgb_{size}")(pictures)
 
         for size in resolutions(self.image)[:0:-1]:
             if x is None:
@@ -422,7 +427,7 @@ class StyleGAN2Discriminator(nn.Module):
             own = read(pictures, 4)
             x = own if x is None else x + own
         # Deviations and logits are small differences: in float32.
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         x = with_deviation(x, config.group) if config.group > 1 else x
         x = Conv(config.channels(4), clamp=clamp, name="conv_4")(x)
         x = Dense(config.channels(4), active=True, name="dense")(x.reshape(len(x), -1))

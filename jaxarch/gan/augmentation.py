@@ -18,9 +18,9 @@ from jaxarch.run.protocol import Index
 class AugmentationState(NamedTuple):
     """The probability, and since it last moved: the sum of the logits' signs on real pictures, and their number."""
 
-    probability: Float[Array, ""]
-    sign_sum: Float[Array, ""]
-    count: Float[Array, ""]
+    probability: Float[Array, "*replicas"]
+    sign_sum: Float[Array, "*replicas"]
+    count: Float[Array, "*replicas"]
 
 
 def initial(probability: float | Float[Array, ""] = 0.0) -> AugmentationState:

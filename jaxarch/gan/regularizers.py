@@ -14,13 +14,18 @@ from jaxtyping import Array, Float, Key, PyTree
 Critic = Callable[[PyTree], Float[Array, "batch *patches"]]
 
 
-def gradient_norms(critic: Critic, samples: PyTree) -> Float[Array, " batch"]:
-    """Squared norms of the critic's gradient at each sample: |d D(x) / d x|^2.
+def gradient_norms(critic: Critic, samples: PyTree) -> Float[Array, " rows"]:
+    """Squared norms of the critic's gradient at each sample: |d D(x) / d x|^2; at each pack, where it judges packs.
 
     Exact where a sample's logits depend on that sample alone; batch statistics mix in the others' logits.
     """
-    gradients = jax.grad(lambda x: jnp.sum(critic(x)))(samples)
-    squares = [jnp.sum(jnp.square(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(gradients)]
+
+    def total(samples: PyTree) -> tuple[Array, Array]:
+        logits = critic(samples)
+        return jnp.sum(logits), logits
+
+    gradients, logits = jax.grad(total, has_aux=True)(samples)
+    squares = [jnp.sum(jnp.square(leaf).reshape(len(logits), -1), axis=1) for leaf in jax.tree.leaves(gradients)]
     return sum(squares[1:], squares[0])
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -33,9 +34,9 @@ class Hypers(NamedTuple):
     gamma: weight of the penalty.
     """
 
-    learning_rate: float | Float[Array, ""]
-    ratio: float | Float[Array, ""]
-    gamma: float | Float[Array, ""]
+    learning_rate: float | Float[Array, "*replicas"]
+    ratio: float | Float[Array, "*replicas"]
+    gamma: float | Float[Array, "*replicas"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ class GANState:
     d_stats: PyTree
     g_opt: PyTree
     d_opt: PyTree
-    path_length: Float[Array, ""]
+    path_length: Float[Array, "*replicas"]
     augmentation: AugmentationState | None
-    key: Key[Array, ""]
+    key: Key[Array, "*replicas"]
     hypers: Hypers
 
     @property
@@ -165,7 +166,7 @@ def check_batch(batch_size: int, game: GameConfig, conditional: bool = False) ->
 def packed(samples: Samples, number: int) -> Samples:
     """Each `number` samples of a batch as one, joined along the last axis (Lin et al. 2018, sec. 3)."""
 
-    def pack(leaf: Array) -> Array:
+    def pack(leaf: Array | np.ndarray) -> Array | np.ndarray:
         if number == 1:
             return leaf
         grouped = jnp.moveaxis(leaf.reshape(-1, number, *leaf.shape[1:]), 1, -2)
@@ -274,7 +275,7 @@ def make_sampler(
 
 
 class Verdict(NamedTuple):
-    """What a discriminator says of a batch: logits, of an auxiliary classifier those of classes; its statistics after."""
+    """What a discriminator says of a batch: its logits, an auxiliary classifier's, its statistics after."""
 
     logits: Logits
     class_logits: Float[Array, "batch classes"] | None

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxarch.data.images import Pictures, load_images, read_picture, scaled, stratified
+from jaxarch.data.image_files import recolored
+from jaxarch.data.images import Pictures, load_images, read_picture, resized, scaled, stratified, unscaled
 from jaxarch.run.protocol import ConfigError
 
 
@@ -89,7 +90,7 @@ def test_parts_in_subfolders(names, held, tmp_path):
     said = []
     data = load(str(tmp_path / "a"), tmp_path, say=said.append)
     assert sorted(marks(data.validation)) == [(0, 0, 0), (1, 0, 1), (1, 1, 1)] and len(set(epoch(data, 0, 7))) == 7
-    assert said[-1].endswith("7 to learn from, 3 held out (by subfolders)")
+    assert said[-1].endswith("7 to learn from, 3 held out (as the data says)")
 
 
 def test_a_training_part_alone_is_split(tmp_path):
@@ -125,6 +126,62 @@ def test_what_is_kept_beside_a_run(tmp_path):
     data.save(tmp_path)
     assert json.loads((tmp_path / "classes.json").read_text()) == ["cat", "dog"]
     assert json.loads((tmp_path / "data.json").read_text())["train"] == {"cat": 2, "dog": 1}
+
+
+def test_pictures_straight_in_a_folder_are_one_class(tmp_path):
+    for number in range(5):
+        picture(tmp_path / "flowers" / f"{number}.png", (0, number, 0))
+    data = load(str(tmp_path / "flowers"), tmp_path)
+    assert data.classes == ("flowers",) and data.name == "flowers" and data.counts["train"] == {"flowers": 4}
+    assert len({one[1] for one in epoch(data, 0, 4)} | {one[1] for one in marks(data.validation)}) == 5
+    assert data.train[1_000].pixels.shape == (4, 4, 3)  # a batch larger than the data takes them again
+    folder(tmp_path / "flowers", {"rose": 2, "tulip": 2})
+    said = []
+    assert load(str(tmp_path / "flowers"), tmp_path, say=said.append).classes == ("rose", "tulip")
+    assert said[0] == f"5 pictures straight in {tmp_path / 'flowers'} are passed over: its subfolders are the classes"
+
+
+def test_parts_of_one_class(tmp_path):
+    for name, count in (("train", 4), ("test", 2)):
+        for number in range(count):
+            picture(tmp_path / "a" / name / f"{number}.png", (0, number, 0))
+    data = load(str(tmp_path / "a"), tmp_path)
+    assert data.classes == ("a",) and len(data.validation.labels) == 2
+    assert [mark[1] for mark in marks(data.pictures)] == [0, 1, 2, 3]
+    assert data.pictures.pixels.base is not None  # lies in one piece, and is not copied
+
+
+def test_a_corrupt_picture_is_named_and_left_out(tmp_path):
+    """The others keep their labels, also when the cache is read."""
+    path = folder(tmp_path / "a", {"cat": 5, "dog": 5})
+    (tmp_path / "a" / "cat" / "03.png").write_bytes(b"no picture")
+    (tmp_path / "a" / "dog" / "00.png").write_bytes(b"")
+    for _ in range(2):
+        said = []
+        data = load(path, tmp_path, say=said.append)
+        found = [*marks(data.pictures), *marks(data.validation)]
+        assert sorted(found) == [(0, i, 0) for i in (0, 1, 2, 4)] + [(1, i, 1) for i in (1, 2, 3, 4)]
+        named = [line for line in said if "left out" in line]
+        assert named[0] == f"the picture {path}/cat/03.png cannot be read (cannot identify image file); it is left out"
+        assert len(named) == 2 and "dog/00.png" in named[1]
+    with pytest.raises(ConfigError, match=re.escape(f"the picture {path}/cat/03.png cannot be read (cannot")):
+        load(path, tmp_path, strict=True)
+    for file in (tmp_path / "a").rglob("*.png"):
+        file.write_bytes(b"none")
+    with pytest.raises(ConfigError, match=re.escape("04.png cannot be read (cannot identify image file); mend or")):
+        load(path, tmp_path)
+
+
+def test_opacity_is_kept_where_it_is_asked_for(tmp_path):
+    for number in range(2):
+        picture(tmp_path / "a" / f"{number}.png", (10, 20, 30, 40), mode="RGBA")
+    picture(tmp_path / "a" / "2.png", (10, 20, 30))
+    data = load(str(tmp_path / "a"), tmp_path, alpha=True)
+    every = np.concatenate([data.pictures.pixels, data.validation.pixels])
+    assert data.shape == (4, 4, 4) and sorted(every[:, 0, 0, 3]) == [40, 40, 255]
+    # Premultiplied and back: a little is lost where little is opaque.
+    np.testing.assert_allclose(every[..., :3], np.broadcast_to([10, 20, 30], (3, 4, 4, 3)), atol=4)
+    assert load(str(tmp_path / "a"), tmp_path).shape == (4, 4, 3)
 
 
 # --- one picture --------------------------------------------------------------------------------
@@ -180,6 +237,48 @@ def test_scaled_by_hand():
     np.testing.assert_allclose(scaled(np.array([0, 51, 255], np.uint8)), [-1, -0.6, 1], atol=1e-6)
 
 
+def test_unscaled_is_the_inverse_and_cuts_at_the_ends():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(unscaled(np.asarray(scaled(levels))), levels)
+    np.testing.assert_array_equal(unscaled(np.array([-3.0, -0.002, 0.002, 5.0], np.float32)), [0, 127, 128, 255])
+
+
+def test_resized_keeps_what_is_even_and_cuts_the_longer_side():
+    flat = np.full((2, 6, 6, 3), [10, 20, 30], np.uint8)
+    assert (resized(flat, 3) == [10, 20, 30]).all() and (resized(flat, 9) == [10, 20, 30]).all()
+    assert resized(flat, 6) is flat and resized(flat[:0], 3).shape == (0, 3, 3, 3)
+    wide = np.zeros((1, 4, 8, 1), np.uint8)
+    wide[:, :, 2:6] = 200
+    assert (resized(wide, 4) == 200).all()
+    assert (np.swapaxes(resized(np.swapaxes(wide, 1, 2), 4), 1, 2) == 200).all()
+
+
+def test_resized_is_antialiased():
+    """Columns in turn black and white, a quarter as large: the mean, where picking columns would give black alone."""
+    stripes = np.zeros((1, 32, 32, 1), np.uint8)
+    stripes[:, :, 1::2] = 255
+    np.testing.assert_allclose(resized(stripes, 8)[:, :, 1:-1], 127.5, atol=3)
+
+
+def test_what_is_transparent_lends_no_colour_when_resized():
+    """Opaque white beside transparent black: white everywhere, with less and less of it."""
+    pixels = np.zeros((1, 4, 4, 4), np.uint8)
+    pixels[:, :, :2] = 255
+    found = resized(pixels, 3)[0, :, :, :]
+    assert (found[found[..., 3] > 20][:, :3] >= 250).all() and len(np.unique(found[..., 3])) > 2
+
+
+def test_recolored_by_hand():
+    one = np.array([[[[100, 50, 200, 51]]]], np.uint8)  # an opacity of a fifth
+    assert recolored(one, False, False).tolist() == [[[[224, 214, 244]]]]  # a fifth of it, and four of white
+    assert recolored(one, True, False).tolist() == [[[[220]]]]  # 0.299 * 224 + 0.587 * 214 + 0.114 * 244 = 220.4
+    assert recolored(one, False, True) is one
+    assert recolored(one[..., :3], False, True).tolist() == [[[[100, 50, 200, 255]]]]
+    gray = one[..., :1]
+    assert recolored(gray, False, False) is gray and recolored(gray, True, False) is gray
+    assert recolored(gray, False, True).tolist() == [[[[100, 100, 100, 255]]]]
+
+
 # --- the digits ---------------------------------------------------------------------------------
 
 
@@ -194,7 +293,18 @@ def test_the_digits():
     known = {(one.astype(int).tobytes(), label) for one, label in zip(found.images, found.target)}
     levels = np.round(np.asarray(data.validation.pixels[..., 0]) * (16 / 255)).astype(int)
     assert {(one.tobytes(), label) for one, label in zip(levels, data.validation.labels)} <= known
-    assert load_images(size=12).shape == (12, 12, 1)
+    assert load_images("digits", size=12).shape == (12, 12, 1) and data.name == "digits"
+    assert load_images(alpha=True).shape == (8, 8, 4)
+    part, every = data.pictures, epoch_of(data, 1438)
+    assert sorted(zip(map(bytes, part.pixels), part.labels)) == sorted(zip(map(bytes, every.pixels), every.labels))
+    # In the package's order.
+    order = {one.astype(int).tobytes(): number for number, one in enumerate(found.images)}
+    numbers = [order[one.tobytes()] for one in np.round(part.pixels[..., 0] * (16 / 255)).astype(int)]
+    assert numbers == sorted(numbers)
+
+
+def epoch_of(data, count: int) -> Pictures:
+    return Pictures(*(np.stack(leaves) for leaves in zip(*(data.train[i] for i in range(count)), strict=True)))
 
 
 def test_a_missing_package_says_which_extra_brings_it(monkeypatch):
@@ -229,11 +339,10 @@ def deep(root: Path) -> None:
 
 
 BAD = {
-    "--data {} does not exist; give a folder that has a subfolder of pictures for each class.": lambda root: None,
-    "--data {} is a file; give a folder": lambda root: root.write_bytes(b""),
+    "--data {} does not exist; give digits, emoji, a folder of pictures, with a subfolder for each": lambda root: None,
+    "--data {} is a file of no known kind; give a folder of pictures, an .npz": lambda root: root.write_bytes(b""),
     "--data {} holds no pictures (.bmp, .gif,": lambda root: (root / "cat").mkdir(parents=True),
-    "--data {} holds no pictures in subfolders, but only beside them (.bmp,": lambda root: picture(root / "a.png"),
-    "--data {} has one class, cat; give a folder": lambda root: folder(root, {"cat": 2}),
+    "--data {} has one picture a class, so none can be held out; give": lambda root: picture(root / "a.png"),
     "--data {} has one picture a class, so none can be held out; give more.": lambda root: folder(
         root, {"cat": 1, "dog": 1}
     ),
@@ -256,7 +365,7 @@ def test_bad_data_is_one_clear_line(message, tmp_path):
     root = tmp_path / "a"
     BAD[message](root)
     with pytest.raises(ConfigError) as error:
-        load(str(root), tmp_path)
+        load(str(root), tmp_path, strict=True)
     said, expected = str(error.value), message.replace("{}", str(root))
     assert said.startswith(expected) and said.endswith(".") and "\n" not in said
     assert not list((tmp_path / "cache").glob("*")) or "cannot be read" not in said
@@ -265,6 +374,7 @@ def test_bad_data_is_one_clear_line(message, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"gray": True, "alpha": True}, "--gray and --alpha exclude each other: opacity is the fourth channel"),
         ({"size": -1}, "--size -1 is below 0; 0 is the default."),
         ({"held_out": 1.0}, "--held-out 1 is not a fraction between 0 and 1; 0.2 holds out a fifth."),
     ],

@@ -133,7 +133,7 @@ def test_with_both_mixes_it_is_one_of_them_a_step():
     [
         (["--model.heads", 5], "vit: --model.heads 5 does not divide --model.dim 8; --model.dim 10 would do."),
         (["--model.patch", 3, 3], "vit: --model.patch 3 3 does not divide pictures of 8 x 8 pixels"),
-        (["--data", "nothing"], "vit: --data nothing does not exist; give a folder"),
+        (["--data", "nothing"], "vit: --data nothing does not exist; give digits"),
         (["--held-out", 0], "vit: --held-out 0 is not a fraction between 0 and 1"),
         (["--size", -8], "vit: --size -8 is below 0"),
         (["--augment.mixup", -1], "vit: --augment.mixup -1 is not 0 or above; 0 is off."),

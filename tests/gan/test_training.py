@@ -1,0 +1,253 @@
+"""Laws of the step: it is the game as written out by hand, turn by turn; what is lazy, averaged, packed, looked ahead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxarch.gan.augmentation import AugmentationState
+from jaxarch.gan.objectives import OBJECTIVES
+from jaxarch.gan.training import (
+    Augment,
+    GameConfig,
+    OptimConfig,
+    check_batch,
+    decay_of_average,
+    hypers,
+    make_init,
+    make_sampler,
+    make_step,
+    packed,
+)
+from jaxarch.run import ConfigError, Mean
+
+BATCH = 6
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(40, BATCH, 2)) + 1
+OFFSETS = RNG.normal(size=(BATCH, 2))
+
+
+class Shift(nn.Module):
+    """The same points whatever the latents: so a game can be played again by hand."""
+
+    latent_dim: int = 1
+
+    @nn.compact
+    def __call__(self, latents, condition=None, *, train=True):
+        dtype = jnp.zeros(()).dtype
+        scale = self.param("scale", nn.initializers.ones, (2,), dtype)
+        bias = self.param("bias", nn.initializers.zeros, (2,), dtype)
+        return scale * OFFSETS.astype(dtype)[: len(latents)] + bias
+
+
+class Critic(nn.Module):
+    @nn.compact
+    def __call__(self, samples, condition=None, *, train=True):
+        dtype = jnp.zeros(()).dtype
+        hidden = nn.tanh(nn.Dense(8, param_dtype=dtype)(samples))
+        return nn.Dense(1, param_dtype=dtype)(hidden)[:, 0]
+
+
+GENERATOR, CRITIC = Shift(), Critic()
+OPTIM = OptimConfig(learning_rate=0.02, ratio=2.0, beta1=0.3, beta2=0.9, average=0.02, ramp=0.0)
+
+
+def played(game, optim=OPTIM, steps=5, augment=None):
+    """States and metrics of our step."""
+    step = jax.jit(make_step(GENERATOR, CRITIC, game, optim, lambda batch: (batch, None), steps, augment))
+    init = make_init(GENERATOR, CRITIC, game, optim, np.zeros((game.pack, 2)), None, augment)
+    states, said = [init(jax.random.key(0), jax.tree.map(jnp.asarray, hypers(game, optim)))], []
+    for index in range(steps):
+        batch = jnp.asarray(REAL[index * game.critics : (index + 1) * game.critics].reshape(-1, 2))
+        state, metrics = step(states[-1], batch, jnp.asarray(index))
+        states.append(state)
+        said.append(metrics)
+    return states, said
+
+
+def by_hand(game, optim, first, steps=5):
+    """The same game in the plainest way: optax's own Adam, gradients of losses written out, no conditionals."""
+    objective = OBJECTIVES[game.objective]
+
+    def rates(every):
+        share = every / (every + 1) if every > 1 else 1.0
+        return dict(b1=optim.beta1**share, b2=optim.beta2**share, eps=optim.eps), share
+
+    d_adam, d_share = rates(game.penalty_every if game.penalty != "none" else 1)
+    d_tx = optax.adam(optim.learning_rate * optim.ratio * d_share, **d_adam)
+    g_tx = optax.adam(optim.learning_rate, b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
+    g, d, average = first.generator, first.discriminator, first.generator
+    g_opt, d_opt = g_tx.init(g), d_tx.init(d)
+
+    def critic(d, x):
+        return CRITIC.apply({"params": d}, packed(x, game.pack))
+
+    def squared(d, x):
+        one = jax.vmap(jax.grad(lambda x: critic(d, x)[0]))(x.reshape(-1, game.pack, 2))
+        return jnp.mean(jnp.sum(one**2, axis=(1, 2)))
+
+    def penalty(d, real, fake):
+        return sum(squared(d, x) / 2 for x, name in ((real, "r1"), (fake, "r2")) if name in game.penalty)
+
+    def d_loss(d, real, fake):
+        value = objective.discriminator(critic(d, real), critic(d, fake))
+        if game.penalty != "none" and game.penalty_every == 1:
+            value += game.gamma * penalty(d, real, fake)
+        return value
+
+    def g_loss(g, d, real):
+        fake = GENERATOR.apply({"params": g}, jnp.zeros((BATCH, 1)))
+        opponent = d
+        tx = optax.adam(
+            optim.learning_rate * optim.ratio, b1=optim.beta1, b2=optim.beta2, eps=optim.eps, eps_root=1e-12
+        )
+        opt = tx.init(d)
+        for _ in range(game.unroll):
+            updates, opt = tx.update(jax.grad(d_loss)(opponent, real, fake), opt)
+            opponent = optax.apply_updates(opponent, updates)
+        return objective.generator(critic(opponent, fake), critic(opponent, real))
+
+    for index in range(steps):
+        for n in range(game.critics):
+            real = REAL[index * game.critics + n]
+            fake = GENERATOR.apply({"params": g}, jnp.zeros((BATCH, 1)))
+            updates, d_opt = d_tx.update(jax.grad(d_loss)(d, real, fake), d_opt)
+            d = optax.apply_updates(d, updates)
+            if game.clip:
+                d = jax.tree.map(lambda p: jnp.clip(p, -game.clip, game.clip), d)
+        if game.penalty != "none" and game.penalty_every > 1 and index % game.penalty_every == 0:
+            weight = game.gamma * game.penalty_every
+            updates, d_opt = d_tx.update(jax.grad(lambda d: weight * penalty(d, real, fake))(d), d_opt)
+            d = optax.apply_updates(d, updates)
+        updates, g_opt = g_tx.update(jax.grad(g_loss)(g, d, real), g_opt)
+        g = optax.apply_updates(g, updates)
+        keep = 0.5 ** (BATCH / (1000 * optim.average))
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, g)
+    return g, d, average
+
+
+PLAIN = GameConfig(penalty="none")
+GAMES = {
+    **{name: replace(PLAIN, objective=name) for name in OBJECTIVES},
+    "clip": replace(PLAIN, objective="wasserstein", clip=0.2, critics=3),
+    "r1": GameConfig(penalty="r1", gamma=2.0),
+    "r2": GameConfig(penalty="r2", gamma=2.0, objective="non_saturating"),
+    "r1_r2": GameConfig(gamma=0.5),
+    "lazy": GameConfig(gamma=0.5, penalty_every=3),
+    "critics": GameConfig(critics=2),
+    "reused": GameConfig(reuse_fakes=True, critics=2),
+    "packed": GameConfig(pack=2, objective="non_saturating"),
+    "unrolled": GameConfig(penalty="none", objective="non_saturating", unroll=2),
+}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_the_step_is_the_game_by_hand(name):
+    with jax.enable_x64(True):
+        states, _ = played(GAMES[name])
+        g, d, average = by_hand(GAMES[name], OPTIM, states[0])
+        actual = states[-1].generator, states[-1].discriminator, states[-1].average
+        # Float32's share is the averages' rate and what starts in it.
+        for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves((g, d, average)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+
+
+def test_a_player_that_does_not_move_leaves_the_other_its_own_step():
+    """With a discriminator at rate 0 only the generator moves; the discriminator's losses never move the generator."""
+    states, _ = played(GameConfig(), replace(OPTIM, ratio=1e-30), steps=1)
+    same = jax.tree.map(lambda a, b: bool((abs(a - b) < 1e-20).all()), states[0].discriminator, states[1].discriminator)
+    assert all(jax.tree.leaves(same))
+    moved = jax.tree.map(lambda a, b: bool((a != b).all()), states[0].generator, states[1].generator)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_a_lazy_penalty_is_counted_in_its_own_steps_alone():
+    _, said = played(GameConfig(penalty_every=3), steps=7)
+    assert [float(metrics["train/penalty"].weight) for metrics in said] == [1, 0, 0, 1, 0, 0, 1]
+    assert all(isinstance(metrics["train/penalty"], Mean) for metrics in said)
+
+
+def test_a_lazy_penalty_stays_a_conditional_over_replicas():
+    game = GameConfig(penalty_every=4)
+    step = make_step(GENERATOR, CRITIC, game, OPTIM, lambda batch: (batch, None))
+    init = make_init(GENERATOR, CRITIC, game, OPTIM, np.zeros((1, 2)))
+    states = jax.vmap(init, (0, None))(jax.random.split(jax.random.key(0), 2), hypers(game, OPTIM))
+    jaxpr = str(jax.make_jaxpr(jax.vmap(step, (0, None, None)))(states, jnp.asarray(REAL[0], "f4"), jnp.asarray(0)))
+    assert " cond[" in jaxpr
+
+
+def test_the_average_halves_in_its_half_life():
+    """After as many samples as the half-life a change is half forgotten; at first nothing but the last is known."""
+    optim = OptimConfig(average=0.6, ramp=0.0)
+    kept = float(decay_of_average(jnp.asarray(0), 6, optim)) ** 100
+    np.testing.assert_allclose(kept, 0.5, rtol=1e-4)
+    ramped = OptimConfig(average=0.6, ramp=0.05)
+    assert decay_of_average(jnp.asarray(0), 6, ramped) == 0
+    np.testing.assert_allclose(decay_of_average(jnp.asarray(1000), 6, ramped), 0.5 ** (6 / 50), rtol=1e-5)
+    np.testing.assert_allclose(decay_of_average(jnp.asarray(10**6), 6, ramped), 0.5 ** (6 / 600), rtol=1e-5)
+
+
+def test_packed_samples_lie_side_by_side():
+    pictures = jnp.arange(4 * 2 * 2 * 3).reshape(4, 2, 2, 3)
+    both = packed(pictures, 2)
+    assert both.shape == (2, 2, 2, 6)
+    np.testing.assert_array_equal(both[1, ..., :3], pictures[2])
+    np.testing.assert_array_equal(both[1, ..., 3:], pictures[3])
+
+
+def test_the_probability_of_augmentation_is_given_and_adapted():
+    seen = []
+
+    def apply(key, samples, probability):
+        seen.append(probability)
+        return samples + probability
+
+    def adapt(state, logits, index):
+        return AugmentationState(state.probability + 0.25, state.sign_sum, state.count + logits.size)
+
+    states, said = played(GameConfig(), augment=Augment(apply, adapt), steps=2)
+    assert [float(state.augmentation.probability) for state in states] == [0, 0.25, 0.5]
+    assert float(said[-1]["train/augment_probability"]) == 0.5
+    plain, _ = played(GameConfig(), steps=2)
+    for one, other in zip(jax.tree.leaves(plain[1].generator), jax.tree.leaves(states[1].generator), strict=True):
+        np.testing.assert_array_equal(one, other)  # at probability 0 it is the game without
+    assert seen
+
+
+def test_both_players_see_what_is_augmented():
+    """A discriminator that is shown nothing but noughts gives the generator no gradient."""
+    states, _ = played(GameConfig(), augment=Augment(lambda key, samples, p: 0 * samples), steps=1)
+    assert states[1].augmentation is None
+    for one, other in zip(jax.tree.leaves(states[0].generator), jax.tree.leaves(states[1].generator), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_samples_are_of_the_average():
+    states, _ = played(GameConfig(), steps=3)
+    sample = make_sampler(GENERATOR)
+    expected = GENERATOR.apply({"params": states[-1].average}, jnp.zeros((BATCH, 1)))
+    np.testing.assert_array_equal(sample(states[-1], jnp.zeros((BATCH, 1))), expected)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: GameConfig(gamma=-1.0), "--game.gamma -1 is not 0 or above"),
+        (lambda: GameConfig(gamma=float("nan")), "--game.gamma nan is not 0 or above"),
+        (lambda: GameConfig(critics=0), "--game.critics 0 is below 1"),
+        (lambda: GameConfig(reuse_fakes=True, unroll=1), "exclude each other"),
+        (lambda: OptimConfig(learning_rate=0.0), "--optim.learning-rate 0 is not above 0"),
+        (lambda: OptimConfig(beta2=1.0), "--optim.beta2 1 is not in"),
+        (lambda: check_batch(10, GameConfig(pack=3)), "--game.pack 3 does not divide --batch-size 10"),
+        (lambda: check_batch(10, GameConfig(pack=2), conditional=True), "leave it at 1"),
+    ],
+)
+def test_impossible_games_are_refused(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()

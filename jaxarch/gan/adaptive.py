@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
+from jax.lax import erf_inv
 from jaxtyping import Array, Float, Int, Key
 
 from jaxarch.run.protocol import ConfigError
@@ -103,11 +103,11 @@ def _uniform(number: Array, largest: float) -> Array:
 
 
 def _normal(number: Array, deviation: float) -> Array:
-    return ndtri(number) * deviation
+    return 2**0.5 * erf_inv(2 * number - 1) * deviation
 
 
 def _half_normal(number: Array, scale: float) -> Array:
-    return ndtri((1 + number) / 2) * scale
+    return 2**0.5 * erf_inv(number) * scale
 
 
 TRANSFORMS = {
@@ -156,19 +156,17 @@ def drawn(key: Key[Array, ""], count: int, probability: float | Float[Array, ""]
 
     What one of them draws does not depend on which others there are.
     """
-    keys = jax.random.split(key, (len(TRANSFORMS), 2))
+    widths = [transform.numbers for transform in TRANSFORMS.values()]
     # Not 0, at which the normal quantile is infinite.
-    numbers = {
-        name: jax.random.uniform(keys[i, 0], (count, transform.numbers), minval=2.0**-24)
-        for i, (name, transform) in enumerate(TRANSFORMS.items())
-    }
-    amounts = quantiles(numbers, config)
-    for i, (name, transform) in enumerate(TRANSFORMS.items()):
+    uniform = jax.random.uniform(key, (2, count, sum(widths)), minval=2.0**-24)
+    columns = jnp.split(uniform, np.cumsum(widths)[:-1], axis=-1)
+    amounts = quantiles({name: column[0] for name, column in zip(TRANSFORMS, columns, strict=True)}, config)
+    for (name, transform), (_, decisions) in zip(TRANSFORMS.items(), columns, strict=True):
         if name in amounts:
             # Two rotations of which the picture has at least one with the given probability.
             chance = 1 - jnp.sqrt(1 - probability) if transform.field == "rotation" else probability
-            decisions = 4 if name == "filtering" else 1  # on each band of its own
-            happens = jax.random.uniform(keys[i, 1], (count, decisions)) < chance
+            # On each band of frequency of its own, on the two numbers of a place together.
+            happens = (decisions if name == "filtering" else decisions[:, :1]) < chance
             amounts[name] = jnp.where(happens, amounts[name], transform.neutral)
     return amounts
 
@@ -254,8 +252,9 @@ def warped(
     downsampled by the adjoint: the wavelet is orthogonal, so the map that changes nothing returns the picture.
     """
     height, width = pictures.shape[1:3]
+    dtype = jnp.promote_types(pictures.dtype, jnp.float32)
     # Rows first where pictures grow and last where they shrink, so that transposed copies are of small arrays.
-    fine = _down_columns(_along_rows(pictures.astype(jnp.float32), _upsampling(width)), _upsampling(height))
+    fine = _down_columns(_along_rows(pictures.astype(dtype), _upsampling(width)), _upsampling(height))
 
     # Of the fine pixels that are downsampled, in pixels from the centre.
     y, x = ((jnp.arange(-REACH, 2 * size + REACH) - (size - 1)) / 2 for size in (height, width))
@@ -271,7 +270,7 @@ REACH = len(SYM6) // 2 - 1  # fine pixels before those of a pixel that its filte
 def _upsampling(size: int) -> Float[np.ndarray, "fine size"]:
     """Of an axis reflected without end (without its last pixel doubled): one period of the fine pixels and one more."""
     period = max(2 * (size - 1), 1)
-    matrix = np.zeros((2 * period + 1, size), np.float32)
+    matrix = np.zeros((2 * period + 1, size))
     for fine in range(2 * period + 1):
         for pixel in range((fine - REACH - 1) // 2, (fine + REACH) // 2 + 1):
             tap = fine - 2 * pixel + REACH
@@ -282,7 +281,7 @@ def _upsampling(size: int) -> Float[np.ndarray, "fine size"]:
 
 def _downsampling(size: int) -> Float[np.ndarray, "size fine"]:
     """From the fine pixels that the filter reads, of which the first lie before the picture."""
-    matrix = np.zeros((size, 2 * size + 2 * REACH), np.float32)
+    matrix = np.zeros((size, 2 * size + 2 * REACH))
     for pixel in range(size):
         matrix[pixel, 2 * pixel : 2 * pixel + len(SYM6)] = SYM6 / 2**0.5
     return matrix
@@ -298,7 +297,7 @@ def _down_columns(
 ) -> Float[Array, "batch rows width channels"]:
     """The matrix times each column. As a product for each picture, whose result nothing has to transpose."""
     batch, height, width, channels = pictures.shape
-    matrices = jnp.broadcast_to(matrix, (batch, *matrix.shape))
+    matrices = jnp.broadcast_to(matrix.astype(pictures.dtype), (batch, *matrix.shape))
     result = jnp.matmul(matrices, pictures.reshape(batch, height, width * channels), precision=HIGHEST)
     return result.reshape(batch, len(matrix), width, channels)
 
@@ -306,7 +305,7 @@ def _down_columns(
 def _along_rows(
     pictures: Float[Array, "batch height width channels"], matrix: np.ndarray
 ) -> Float[Array, "batch height columns channels"]:
-    return jnp.einsum("jw,bhwc->bhjc", matrix, pictures, precision=HIGHEST)
+    return jnp.einsum("jw,bhwc->bhjc", matrix.astype(pictures.dtype), pictures, precision=HIGHEST)
 
 
 def _bilinear(
@@ -317,10 +316,10 @@ def _bilinear(
     """Read at any places, in periods of one pixel less than its height and width."""
     batch, height, width, channels = fine.shape
     row, column = jnp.floor(rows), jnp.floor(columns)
-    below, right = (rows - row).reshape(-1, 1), (columns - column).reshape(-1, 1)
+    below, right = ((x - y).reshape(-1, 1).astype(fine.dtype) for x, y in ((rows, row), (columns, column)))
     row, column = row.astype(jnp.int32) % (height - 1), column.astype(jnp.int32) % (width - 1)
     corner = (jnp.arange(batch)[:, None, None] * height + row) * width + column
-    read = _mixed(fine.reshape(-1, channels), corner.reshape(-1), below, right, width)
+    read: Array = _mixed(fine.reshape(-1, channels), corner.reshape(-1), below, right, width)
     return read.reshape(*rows.shape, channels)
 
 
@@ -337,8 +336,10 @@ def _mixed(
     With a gradient of its own: the automatic one makes four arrays of all pixels and adds them up, which takes twice as
     long. None flows to the places.
     """
-    weighted = _neighbours(corner, below, right, width)
-    return sum((weight * pixels.at[place].get(mode="promise_in_bounds") for place, weight in weighted), jnp.float32(0))
+    read = jnp.zeros((), pixels.dtype)
+    for place, weight in _neighbours(corner, below, right, width):
+        read = read + weight * pixels.at[place].get(mode="promise_in_bounds")
+    return read
 
 
 def _neighbours(corner: Array, below: Array, right: Array, width: int) -> list[tuple[Array, Array]]:

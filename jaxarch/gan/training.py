@@ -46,6 +46,8 @@ class GameConfig:
     """on the discriminator's gradient, at real samples (r1), generated ones (r2) or between them (gradient)"""
     gamma: float = 1.0
     """weight of the penalty; half of it for r1 and r2"""
+    gamma_final: float = 1.0
+    """gamma at the end as a fraction of that at the start, along a cosine"""
     penalty_every: int = 1
     """steps between penalties; above 1 each is a step of its own, as much stronger"""
     critics: int = 1
@@ -71,7 +73,7 @@ class GameConfig:
         for name in ("penalty_every", "critics", "pack", "path_length_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--game.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("gamma", "clip", "unroll", "consistency", "auxiliary", "path_length"):
+        for name in ("gamma", "gamma_final", "clip", "unroll", "consistency", "auxiliary", "path_length"):
             if not getattr(self, name) >= 0:  # as a number that is none is not
                 flag = f"--game.{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} {getattr(self, name):g} is not 0 or above; 0 is off.")
@@ -296,13 +298,14 @@ def make_step(
 
     prepare: of a batch, `game.critics` times as many examples as a player sees, its samples and conditions. The
         generator is asked for the conditions of the real samples, so that both kinds have them equally often.
-    steps: length of the schedule, where `optim.final` is not 1.
+    steps: length of the schedules, where `optim.final` or `game.gamma_final` is not 1.
     extra: `(generated, real, condition) -> loss`, one more term of the generator's.
     """
     objective = OBJECTIVES[game.objective]
     (g_direction, g_share), (d_direction, d_share) = directions(game, optim)
     lookahead = direction(optim, 1, eps_root=1e-12)[0]  # Adam's root has no derivative at 0
     fraction = optax.cosine_decay_schedule(1.0, max(steps, 1), optim.final)
+    penalty_fraction = optax.cosine_decay_schedule(1.0, max(steps, 1), game.gamma_final)
 
     def judge(
         params: PyTree,
@@ -340,9 +343,9 @@ def make_step(
         ]
         batch_size = len(jax.tree.leaves(parts[0])[0])
         probability = state.augmentation.probability if state.augmentation else jnp.ones(())
-        g_rate = state.hypers.learning_rate * (fraction(index) if optim.final != 1 else 1.0)
+        g_rate = jnp.asarray(state.hypers.learning_rate * (fraction(index) if optim.final != 1 else 1.0))
         d_rate = g_rate * state.hypers.ratio
-        gamma = state.hypers.gamma
+        gamma = state.hypers.gamma * (penalty_fraction(index) if game.gamma_final != 1 else 1.0)
 
         # --- the discriminator ---
 

@@ -18,6 +18,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
@@ -36,14 +37,14 @@ CANDIDATES = 100  # texts among which a picture's own is sought (Xu et al. 2018,
 class Texts(NamedTuple):
     """Texts as tokens for an encoder, or as what a fixed encoder made of each token; mask: 1, of padding 0."""
 
-    tokens: Int[Array, "batch length"] | Float[Array, "batch length dim"]
-    mask: Int[Array, "batch length"]
+    tokens: Int[Array | np.ndarray, "batch length"] | Float[Array | np.ndarray, "batch length dim"]
+    mask: Int[Array | np.ndarray, "batch length"]
 
 
 class Captions(NamedTuple):
     """A batch: pictures and their texts."""
 
-    pixels: UInt8[Array, "batch height width channels"]
+    pixels: UInt8[Array | np.ndarray, "batch height width channels"]
     texts: Texts
 
 
@@ -75,7 +76,7 @@ class Matcher(nn.Module):
         return self.look(pictures), self.read(texts), jnp.exp(self.log_scale)
 
     def read(self, texts: Texts) -> Float[Array, "batch dim"]:
-        tokens, mask = texts
+        tokens, mask = map(jnp.asarray, texts)
         hidden = tokens if self.text is None else cast(Any, self.text)(tokens, segments=mask).hidden
         weights = mask[..., None].astype(hidden.dtype)
         mean = (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1)

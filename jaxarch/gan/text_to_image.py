@@ -158,13 +158,16 @@ class Generator(nn.Module):
         *rest, first = widths(self.size, self.features)
         x = nn.Dense(SMALLEST * SMALLEST * first, dtype=self.dtype, name="dense")(said)
         x = x.reshape(-1, SMALLEST, SMALLEST, first)
-        for number, width in enumerate([*rest[::-1], None]):
+
+        def styled(x: Array, number: int) -> Array:
             style = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name=f"style_{number}")(said)[:, None, None]
             scale, shift = jnp.split(style, 2, -1)
-            x = nn.relu(unit(x) * x.shape[-1] ** 0.5 * (1 + scale) + shift)
-            if width is not None:
-                x = TransposedConvolution(width, name=f"up_{number}")(x)
-        return jnp.tanh(TransposedConvolution(self.channels, use_bias=True, name="picture")(x))
+            return nn.relu(unit(x) * x.shape[-1] ** 0.5 * (1 + scale) + shift)
+
+        for number, width in enumerate([*rest[::-1], max(self.features // 2, 1)]):
+            x = TransposedConvolution(width, name=f"up_{number}")(styled(x, number))
+        # Not transposed: what overlaps in one would be seen as a chequered pattern.
+        return jnp.tanh(Convolution(self.channels, 3, use_bias=True, name="picture")(styled(x, len(rest) + 1)))
 
 
 class Discriminator(nn.Module):

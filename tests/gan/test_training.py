@@ -1,4 +1,4 @@
-"""Laws of the step: it is the game as written out by hand, turn by turn; what is lazy, averaged, packed, looked ahead."""
+"""Laws of the step: it is the game as played by hand, turn by turn; what is lazy, averaged, packed, looked ahead."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def by_hand(game, optim, first, steps=5):
 
     def rates(every):
         share = every / (every + 1) if every > 1 else 1.0
-        return dict(b1=optim.beta1**share, b2=optim.beta2**share, eps=optim.eps), share
+        return {"b1": optim.beta1**share, "b2": optim.beta2**share, "eps": optim.eps}, share
 
     d_adam, d_share = rates(game.penalty_every if game.penalty != "none" else 1)
     d_tx = optax.adam(optim.learning_rate * optim.ratio * d_share, **d_adam)
@@ -122,13 +122,14 @@ def by_hand(game, optim, first, steps=5):
             if game.clip:
                 d = jax.tree.map(lambda p: jnp.clip(p, -game.clip, game.clip), d)
         if game.penalty != "none" and game.penalty_every > 1 and index % game.penalty_every == 0:
-            weight = game.gamma * game.penalty_every
-            updates, d_opt = d_tx.update(jax.grad(lambda d: weight * penalty(d, real, fake))(d), d_opt)
+            grads = jax.grad(penalty)(d, real, fake)
+            grads = jax.tree.map(lambda leaf: game.gamma * game.penalty_every * leaf, grads)
+            updates, d_opt = d_tx.update(grads, d_opt)
             d = optax.apply_updates(d, updates)
         updates, g_opt = g_tx.update(jax.grad(g_loss)(g, d, real), g_opt)
         g = optax.apply_updates(g, updates)
         keep = 0.5 ** (BATCH / (1000 * optim.average))
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, g)
+        average = optax.incremental_update(g, average, 1 - keep)
     return g, d, average
 
 

@@ -26,7 +26,7 @@ import optax
 
 from benchmarks.measuring import Measure, Peer, alternating, quartiles, ratio, write
 from jaxarch.gan.dcgan import DCGANConfig, dcgan, widths
-from jaxarch.gan.training import GameConfig, OptimConfig, hypers, make_init, make_step
+from jaxarch.gan.training import WEIGHTS, GameConfig, OptimConfig, hypers, make_init, make_step
 from jaxarch.run import ConfigError, Experiment, backend
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.program import Carry, Member, Programs
@@ -88,6 +88,7 @@ def ours(arguments: Arguments) -> Measure:
         step=make_step(generator, discriminator, game, optim, lambda batch: (batch, None)),
         evaluate=lambda state, key: {},
         hypers=hypers(game, optim),
+        weights=WEIGHTS[:2],
     )
     programs = Programs(experiment, [Member(0, {})])
     first = Carry(programs.init(), programs.sums(real))
@@ -134,13 +135,13 @@ def naive(arguments: Arguments) -> Measure:
     def init(key: jax.Array) -> dict[str, Any]:
         g, d = generator.init(key, jnp.zeros((1, LATENTS))), discriminator.init(key, real[:1])
         return {
-            "key": key, "g": g["params"], "d": d["params"], "g_stats": g["batch_stats"], "d_stats": d["batch_stats"],
+            "key": key, "g": g["params"], "d": d["params"], "g_stats": g.get("batch_stats", {}), "d_stats": d.get("batch_stats", {}),
             "g_opt": optimizer.init(g["params"]), "d_opt": optimizer.init(d["params"]),
         }  # fmt: skip
 
     def applied(network: nn.Module, params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         y, moved = cast(Any, network.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"]))
-        return y, moved["batch_stats"]
+        return y, moved.get("batch_stats", {})  # of 8 x 8 pixels D has none
 
     def step(state: dict[str, Any], index: Any) -> dict[str, Any]:
         keys = jax.random.split(jax.random.fold_in(state["key"], index))

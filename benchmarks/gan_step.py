@@ -134,10 +134,9 @@ def naive(arguments: Arguments) -> Measure:
 
     def init(key: jax.Array) -> dict[str, Any]:
         g, d = generator.init(key, jnp.zeros((1, LATENTS))), discriminator.init(key, real[:1])
-        return {
-            "key": key, "g": g["params"], "d": d["params"], "g_stats": g.get("batch_stats", {}), "d_stats": d.get("batch_stats", {}),
-            "g_opt": optimizer.init(g["params"]), "d_opt": optimizer.init(d["params"]),
-        }  # fmt: skip
+        params, stats = (g["params"], d["params"]), (g.get("batch_stats", {}), d.get("batch_stats", {}))
+        state = {"key": key, "g": params[0], "d": params[1], "g_stats": stats[0], "d_stats": stats[1]}
+        return state | {"g_opt": optimizer.init(params[0]), "d_opt": optimizer.init(params[1])}
 
     def applied(network: nn.Module, params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
         y, moved = cast(Any, network.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"]))
@@ -165,9 +164,8 @@ def naive(arguments: Arguments) -> Measure:
         grads, (g_stats, d_stats) = jax.grad(g_loss, has_aux=True)(state["g"])
         updates, g_opt = optimizer.update(grads, state["g_opt"])
         g = optax.apply_updates(state["g"], updates)
-        return state | {
-            "g": g, "d": d, "g_stats": g_stats, "d_stats": d_stats, "g_opt": g_opt, "d_opt": d_opt,
-        }  # fmt: skip
+        state = state | {"g": g, "d": d, "g_stats": g_stats, "d_stats": d_stats}
+        return state | {"g_opt": g_opt, "d_opt": d_opt}
 
     return timed(jax.jit(step), jax.jit(init)(jax.random.key(0)), max(arguments.steps // 5, 1))
 

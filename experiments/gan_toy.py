@@ -13,7 +13,7 @@ from typing import Literal
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxarch.gan import toy
 from jaxarch.gan.training import (
@@ -63,7 +63,7 @@ class Config:
 
 def experiment(config: Config) -> Experiment:
     mixture = MIXTURES[config.data]
-    generator = toy.PointGenerator(config.latents, config.width, config.layers)
+    generator = generator_of(config)
     discriminator = toy.PointDiscriminator(config.width, config.layers)
     examples = np.zeros((config.game.pack, 2), np.float32)
     played = make_step(generator, discriminator, config.game, config.optim, lambda points: (points, None), config.steps)
@@ -72,10 +72,10 @@ def experiment(config: Config) -> Experiment:
         key = jax.random.fold_in(jax.random.fold_in(state.key, index), REAL)
         return played(state, mixture.samples(key, config.batch_size * config.game.critics), index)
 
-    sample = make_sampler(generator)
+    sample = make_sample(config)
 
     def evaluate(state: GANState, key: Key[Array, ""]) -> Metrics:
-        modes = toy.modes_of(sample(state, latents_of(generator, key, COUNTED)), mixture)
+        modes = toy.modes_of(sample(state, key), mixture)
         return {
             "val/modes": modes.found,
             "val/high_quality": modes.high_quality,
@@ -86,22 +86,31 @@ def experiment(config: Config) -> Experiment:
         init=make_init(generator, discriminator, config.game, config.optim, examples),
         step=step,
         evaluate=evaluate,
-        report=make_report(generator, mixture),
+        report=make_report(jax.jit(sample), mixture),
         monitor="val/reverse_kl",
         hypers=hypers(config.game, config.optim),
         weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
     )
 
 
+def generator_of(config: Config) -> toy.PointGenerator:
+    return toy.PointGenerator(config.latents, config.width, config.layers)
+
+
+def make_sample(config: Config) -> Callable[[GANState, Key[Array, ""]], Float[Array, "count 2"]]:
+    """As many generated points as an evaluation counts."""
+    generator = generator_of(config)
+    sample = make_sampler(generator)
+    return lambda state, key: sample(state, latents_of(generator, key, COUNTED))
+
+
 def make_report(
-    generator: toy.PointGenerator, mixture: toy.Mixture
+    sample: Callable[[GANState, Key[Array, ""]], Float[Array, "count 2"]], mixture: toy.Mixture
 ) -> Callable[[GANState, Key[Array, ""], Path], Metrics]:
     """Draws generated points over the mixture's."""
-    sample = jax.jit(make_sampler(generator))
 
     def report(state: GANState, key: Key[Array, ""], folder: Path) -> Metrics:
-        fakes = np.asarray(sample(state, latents_of(generator, key, COUNTED)))
-        draw(fakes, mixture, folder / "points.png")
+        draw(np.asarray(sample(state, key)), mixture, folder / "points.png")
         return {}
 
     return report

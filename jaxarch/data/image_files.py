@@ -171,6 +171,19 @@ def folder_source(path: str, wanted: Wanted, strict: bool, say: Callable[[str], 
     """
     wanted = wanted._replace(size=wanted.size or FOLDER_SIZE)
     files, labels, classes, is_held_out = _listed(path, say)
+    pixels, read, checksum = read_files(files, wanted, strict, say)
+    held = None if is_held_out is None else is_held_out[read]
+    return Source(pixels, labels[read], classes, held, checksum)
+
+
+def read_files(
+    files: list[Path], wanted: Wanted, strict: bool, say: Callable[[str], None]
+) -> tuple[UInt8[np.ndarray, "read size size channels"], Bool[np.ndarray, " files"], int]:
+    """The pictures that can be read, mapped from the cache, which of the files these are, and a checksum of all pixels.
+
+    strict: a picture that cannot be read is an error; else it is named and left out.
+    Raises ConfigError.
+    """
     pixels, facts = _decoded(files, wanted, strict, say)
     skipped = {int(number): reason for number, reason in facts["skipped"].items()}
     for number in list(skipped)[: 1 if strict else NAMED]:
@@ -179,9 +192,7 @@ def folder_source(path: str, wanted: Wanted, strict: bool, say: Callable[[str], 
         say(f"the picture {files[number]} cannot be read ({skipped[number]}); it is left out")
     if len(skipped) > NAMED:
         say(f"and {len(skipped) - NAMED:,} more pictures are left out")
-    read = np.array([number not in skipped for number in range(len(files))])
-    held = None if is_held_out is None else is_held_out[read]
-    return Source(pixels, labels[read], classes, held, facts["crc32"])
+    return pixels, np.array([number not in skipped for number in range(len(files))]), facts["crc32"]
 
 
 class _Listed(NamedTuple):
@@ -230,7 +241,7 @@ def _parts(root: Path) -> list[Path]:
 
 def _by_class(part: Path, root: Path, say: Callable[[str], None]) -> dict[str, list[Path]]:
     loose = sorted(path for path in part.iterdir() if _is_picture(path))
-    found = {folder.name: files for folder in _folders(part) if (files := _pictures(folder))}
+    found = {folder.name: files for folder in _folders(part) if (files := pictures_in(folder))}
     if not found:
         return {short_name(root): loose} if loose else {}
     if loose:
@@ -252,7 +263,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
     """Of the folder, at any depth."""
     return sorted(path for path in folder.rglob("*") if _is_picture(path))
 

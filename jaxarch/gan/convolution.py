@@ -23,6 +23,7 @@ from flax.linen.initializers import Initializer
 from jaxtyping import Array, Float
 
 from jaxarch.convolution import Pair, convolve
+from jaxarch.gan.spectral import spectral_kernel
 from jaxarch.run import backend
 
 Kernel = Float[Array, "rows columns features_in features"]
@@ -46,7 +47,7 @@ def convolution(
     return convolve(x, kernel, (stride, stride), padding(kernel.shape[:2], stride))
 
 
-def padding(size: Pair, stride: int) -> tuple[Pair, Pair]:
+def padding(size: tuple[int, ...], stride: int) -> tuple[Pair, Pair]:
     """Zeros before and behind, of each axis. Raises ValueError where a kernel is smaller than the stride."""
     if min(size) < stride:
         raise ValueError(f"a kernel of {size[0]} x {size[1]} is smaller than the stride of {stride}.")
@@ -90,7 +91,8 @@ def _by_taps(
     picture = picture.transpose(0, 1, 3, 2, 4, 5)
     picture = picture.reshape(batch, (height + down - 1) * stride, (width + across - 1) * stride, features_in)
     (top, _), (left, _) = padding((rows, columns), stride)
-    return picture[:, top : top + height * stride, left : left + width * stride]
+    # Summed once: else each use of the picture would sum the products again.
+    return jax.lax.optimization_barrier(picture[:, top : top + height * stride, left : left + width * stride])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -101,7 +103,9 @@ def kernel_gradient(
     stride: int = 1,
 ) -> Kernel:
     """w: the gradient of a kernel of that size in <convolution(x, kernel), y>."""
-    # Each feature is a picture's channel in turn, the batch what is summed over.
+    # Each feature is a picture's channel in turn, the batch what is summed over. The barrier: else the arithmetic that
+    # made x and y would be done again while transposing, in an order that no cache likes.
+    x, y = jax.lax.optimization_barrier((x, y))
     pictures, kernel = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
     gradient = convolve(pictures, kernel, padding=padding(size, stride), kernel_dilation=(stride, stride))
     return gradient.transpose(1, 2, 0, 3)
@@ -131,21 +135,26 @@ kernel_gradient.defvjp(
 
 
 class Convolution(nn.Module):
-    """`convolution` with parameters of its own; in the type of what comes in."""
+    """`convolution` with parameters of its own; in the type of what comes in.
+
+    spectral: the kernel is divided by its largest singular value.
+    """
 
     features: int
     size: int = 3
     stride: int = 1
     use_bias: bool = False
+    spectral: bool = False
     kernel_init: Initializer = DEFAULT_INIT
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width features_in"]
+        self, x: Float[Array, "batch height width features_in"], train: bool = True
     ) -> Float[Array, "batch new_height new_width features"]:
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        y = convolution(x, kernel.astype(x.dtype), self.stride)
-        return _with_bias(self, y)
+        kernel: Any = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        if self.spectral:
+            kernel = spectral_kernel(self, kernel, train)
+        return _with_bias(self, convolution(x, kernel.astype(x.dtype), self.stride))
 
 
 class TransposedConvolution(nn.Module):
@@ -164,12 +173,27 @@ class TransposedConvolution(nn.Module):
     def __call__(
         self, y: Float[Array, "batch height width features_in"]
     ) -> Float[Array, "batch new_height new_width features"]:
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, self.features, y.shape[-1]))
-        x = transposed_convolution(y, kernel.astype(y.dtype), self.stride)
-        return _with_bias(self, x)
+        kernel: Any = self.param("kernel", self.kernel_init, (self.size, self.size, self.features, y.shape[-1]))
+        return _with_bias(self, transposed_convolution(y, kernel.astype(y.dtype), self.stride))
 
 
-def _with_bias(module: Convolution | TransposedConvolution, x: Any) -> Array:
+class Dense(nn.Module):
+    """x kernel + bias, in the type of what comes in; `spectral` as in `Convolution`."""
+
+    features: int
+    use_bias: bool = True
+    spectral: bool = False
+    kernel_init: Initializer = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch features_in"], train: bool = True) -> Float[Array, "batch features"]:
+        kernel: Any = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        if self.spectral:
+            kernel = spectral_kernel(self, kernel, train)
+        return _with_bias(self, x @ kernel.astype(x.dtype))
+
+
+def _with_bias(module: Convolution | TransposedConvolution | Dense, x: Any) -> Array:
     if not module.use_bias:
         return x
     return x + module.param("bias", nn.initializers.zeros, (module.features,)).astype(x.dtype)

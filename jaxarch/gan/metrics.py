@@ -3,8 +3,8 @@
 Features are `[samples, dim]`, of fakes and of real pictures, from an extractor (`jaxarch.gan.features`). All is
 computed in float64 on the host, neighbour searches in blocks, so that memory is bounded whatever their number.
 
-Every number depends on how many pictures there are, so it is read beside its floor: the same number for other real
-pictures in the place of the fakes.
+Every number depends on how many pictures there are, so it is read beside its floor: what as many real pictures get in
+the place of the fakes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxarch.run.protocol import ConfigError
 
 BLOCK = 2**24  # distances held at once: 128 MiB
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # as their papers have them
+SPLITS = 5  # of the real pictures, for what real ones get in the place of fakes
 INTERVAL = 1.96  # standard errors on each side of a 95 % interval
 
 Features = Float[np.ndarray, "samples dim"]
@@ -174,10 +175,11 @@ def nearest(
         if themselves:
             squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
         some = np.argpartition(squared, count - 1, axis=1)[:, :count]
-        of_some = np.take_along_axis(squared, some, axis=1)
+        # Anew, by differences, so that copies are at a distance of 0.
+        of_some = np.linalg.norm(queries[rows][:, None].astype(np.float64) - references[some], axis=-1)
         order = np.argsort(of_some, axis=1, kind="stable")
         places.append(np.take_along_axis(some, order, axis=1))
-        distances.append(np.sqrt(np.take_along_axis(of_some, order, axis=1)))
+        distances.append(np.take_along_axis(of_some, order, axis=1))
     return np.concatenate(places), np.concatenate(distances)
 
 
@@ -186,7 +188,7 @@ def _squared_distances(queries: Features, references: Others, block: int) -> Ite
     mean = references.mean(axis=0, dtype=np.float64)
     references = references - mean
     norms = np.sum(references**2, axis=1)
-    step = max(block // len(references), 1)
+    step = max(block // (len(references) + references.shape[1]), 1)
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         some = queries[rows] - mean
@@ -206,7 +208,7 @@ def in_balls(points: Features, centres: Others, neighbours: int, block: int = BL
     radii = nearest(centres, centres, neighbours, themselves=True, block=block)[1][:, -1]
     holding, hit = [], np.zeros(len(centres), bool)
     for _, squared in _squared_distances(points, centres, block):
-        inside = squared <= radii**2
+        inside = squared <= radii**2 * (1 + 1e-9)  # a closed ball: a copy of the neighbour on its edge is in it
         holding.append(inside.sum(axis=1))
         hit |= inside.any(axis=0)
     return Balls(np.concatenate(holding), hit)
@@ -309,11 +311,10 @@ def make_evaluate(
     """`fakes -> metrics`, with the real pictures' features taken once.
 
     real: what fakes are compared with: the training pictures, as a rule.
-    other: real pictures not among them, which stand in the place of the fakes for the floor. None: half of `real`,
-        drawn at random.
+    other: real pictures not among them, held out. None: half of `real`, drawn at random.
 
-    Fakes and other real pictures are cut to the same number, at random, so that a metric and its floor have the same
-    bias. That many of `real` are taken where equal numbers are needed: precision, recall, density, coverage, c2st.
+    As many fakes are taken, at random, as there are other pictures. Of `real` all are taken for fid, kid and copying,
+    that many for the others.
 
         fid, fid_low, fid_high      Frechet distance, and the 95 % interval of chance (`frechet_interval`)
         fid_infinity                the same without bias; left out where halves have no more samples than features
@@ -322,8 +323,12 @@ def make_evaluate(
         precision, recall, density, coverage
         c2st, c2st_p, c2st_fakes, c2st_real     two-sample test: accuracy, p-value, accuracy on each set
         copying                     0.5: fakes are as far from `real` as unseen pictures; towards 1: copies
-        fid_floor, kid_floor        of the other real pictures; likewise precision_real, recall_real, density_real,
-                                    coverage_real, inception_score_real
+        fid_floor, kid_floor, precision_real, recall_real, density_real, coverage_real, inception_score_real
+                                    what as many real pictures get in the place of the fakes
+
+    The last ones are means over random splits of all real pictures into sets of the same sizes, so that nothing but
+    chance tells these apart. The given split itself would not do: where each class is held out in its share, the two
+    parts are more alike than independent ones.
 
     Raises ConfigError where there are fewer than 12 fakes, or real pictures on either side.
     """
@@ -332,14 +337,11 @@ def make_evaluate(
         real, other = real[np.sort(first)], real[np.sort(second)]
     _check("real pictures", len(real))
     _check("other real pictures", len(other))
-    real_features = extracted(extractor, real)[0]
-    other_features, other_probabilities = extracted(extractor, other)
+    (features_real, _), (features_other, _) = outputs = extracted(extractor, real), extracted(extractor, other)
+    features_all, probabilities_all = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
-    def some(array: np.ndarray, count: int) -> np.ndarray:
-        return _some(array, count, np.random.default_rng(seed))
-
-    def common(features: np.ndarray, probabilities: np.ndarray, equal: np.ndarray) -> dict[str, float]:
-        """What is measured of other real pictures too."""
+    def both(features: np.ndarray, probabilities: np.ndarray, equal: np.ndarray) -> dict[str, float]:
+        """What is measured of fakes and of real ones alike."""
         found: dict[str, float] = {}
         found["precision"], found["recall"] = precision_and_recall(features, equal)
         found["density"], found["coverage"] = density_and_coverage(features, equal)
@@ -349,26 +351,32 @@ def make_evaluate(
 
     @cache
     def floors(count: int) -> dict[str, float]:
-        features, probabilities = some(other_features, count), some(other_probabilities, count)
-        equal = some(real_features, count)
-        found = {f"{name}_real": value for name, value in common(features, probabilities, equal).items()}
-        found["fid_floor"] = frechet(features, real_features)
-        return found | {"kid_floor": kernel_distance(features, real_features).value}
+        splits = []
+        for split in range(SPLITS):
+            order = np.random.default_rng((seed, split)).permutation(len(features_all))
+            fakes, rest = order[:count], order[count:][: len(features_real)]
+            features, reference = features_all[fakes], features_all[rest]
+            found = both(features, probabilities_all[fakes], reference[:count])
+            values = {f"{name}_real": value for name, value in found.items()}
+            values["fid_floor"] = frechet(features, reference)
+            values["kid_floor"] = kernel_distance(features, reference).value
+            splits.append(values)
+        return {name: float(np.mean([values[name] for values in splits])) for name in splits[0]}
 
     def evaluate(fakes: UInt8[np.ndarray, "fakes _ _ _"]) -> dict[str, Array]:
         _check("fakes", len(fakes))
-        count = min(len(fakes), len(other), len(real))
-        features, probabilities = extracted(extractor, some(fakes, count))
-        equal = some(real_features, count)
-        fid, kid = frechet_interval(features, real_features), kernel_distance(features, real_features)
+        count = min(len(fakes), len(features_other), len(features_real))
+        features, probabilities = extracted(extractor, _some(fakes, count, np.random.default_rng(seed)))
+        equal = _some(features_real, count, np.random.default_rng(seed))
+        fid, kid = frechet_interval(features, features_real), kernel_distance(features, features_real)
         found = {"fid": fid.value, "fid_low": fid.low, "fid_high": fid.high}
         if count // 2 > features.shape[1]:
             found["fid_infinity"] = fid.infinity
-        found |= {"kid": kid.value, "kid_error": kid.error} | common(features, probabilities, equal)
+        found |= {"kid": kid.value, "kid_error": kid.error} | both(features, probabilities, equal)
         test = two_sample(features, equal)
         found |= {"c2st": test.accuracy, "c2st_p": test.p_value}
         found |= {"c2st_fakes": test.of_fakes, "c2st_real": test.of_real}
-        found["copying"] = copying(features, other_features, real_features)
+        found["copying"] = copying(features, features_other, features_real)
         found |= floors(count)
         return {f"{prefix}/{name}[{extractor.name}]": jnp.float32(value) for name, value in found.items()}
 

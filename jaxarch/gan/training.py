@@ -60,6 +60,8 @@ class GameConfig:
     """updates of the discriminator that the generator looks ahead"""
     consistency: float = 0.0
     """weight of equal logits for augmented samples (0: off)"""
+    mismatch: float = 0.0
+    """weight of the discriminator's loss on real samples with the condition of another, as if generated (0: off)"""
     auxiliary: float = 1.0
     """weight of the classifier's loss, where the discriminator has one"""
     path_length: float = 0.0
@@ -73,7 +75,7 @@ class GameConfig:
         for name in ("penalty_every", "critics", "pack", "path_length_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--game.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("gamma", "gamma_final", "clip", "unroll", "consistency", "auxiliary", "path_length"):
+        for name in ("gamma", "gamma_final", "clip", "unroll", "consistency", "mismatch", "auxiliary", "path_length"):
             if not getattr(self, name) >= 0:  # as a number that is none is not
                 flag = f"--game.{name.replace('_', '-')}"
                 raise ConfigError(f"{flag} {getattr(self, name):g} is not 0 or above; 0 is off.")
@@ -113,7 +115,7 @@ class OptimConfig:
 
 @flax.struct.dataclass
 class GANState:
-    """All that a checkpoint holds.
+    """All that a checkpoint holds. Also holds shapes or a leading axis of replicas, so its types are plain.
 
     generator, discriminator, average: parameters; the average is None where none is kept.
     g_stats, d_stats: the networks' other collections (batch statistics, spectral vectors, the mean style).
@@ -128,10 +130,10 @@ class GANState:
     d_stats: PyTree
     g_opt: PyTree
     d_opt: PyTree
-    path_length: Float[Array, "*replicas"]
-    augmentation: AugmentationState | None
-    key: Key[Array, "*replicas"]
-    hypers: Hypers
+    path_length: Any
+    augmentation: Any
+    key: Any
+    hypers: Any
 
     @property
     def sampled(self) -> PyTree:
@@ -161,6 +163,8 @@ def check_batch(batch_size: int, game: GameConfig, conditional: bool = False) ->
     """Raises ConfigError where the game cannot be played with such batches."""
     if batch_size % game.pack:
         raise ConfigError(f"--game.pack {game.pack} does not divide --batch-size {batch_size}.")
+    if game.mismatch and not conditional:
+        raise ConfigError("--game.mismatch is of conditional games; leave it at 0 where there are no conditions.")
     if conditional and game.pack > 1:
         raise ConfigError("--game.pack joins samples of several labels; leave it at 1 where there are conditions.")
 
@@ -374,6 +378,11 @@ def make_step(
             loss = objective.discriminator(of_real.logits, of_fake.logits)
             penalized = jnp.zeros(())
             if full:
+                if game.mismatch:
+                    # Reed et al. 2016, "Generative adversarial text to image synthesis", alg. 1: a third kind of pair.
+                    others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), asked)
+                    wrong = judge(params, stats, real, others, jax.random.fold_in(key, 4), probability).logits
+                    loss += game.mismatch * objective.discriminator(of_real.logits, wrong)
                 if of_real.class_logits is not None:
                     loss += game.auxiliary * auxiliary_loss(of_real.class_logits, asked)
                 if game.consistency:

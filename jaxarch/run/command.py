@@ -385,7 +385,7 @@ def run(
     keep_assets(experiment, folder)
     checkpoints = Checkpoints(folder / "checkpoints")
     reached = begin(programs, checkpoints, log, console, weights)
-    parameters = count(programs.member(reached.carry.state, 0), experiment.weights[0])
+    parameters = count(programs.member(reached.carry.state, 0), experiment.weights)
     console.line(heading(program, folder, programs, parameters, reached.step, schedule, keeps_memory))
     running = Run(programs, schedule, folder, checkpoints, console, log, reached)
     again = f"python {'' if module.endswith('.py') else '-m '}{module} --name {folder.name} --resume"
@@ -494,8 +494,9 @@ def flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def count(state: Any, weights: str) -> int:
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(getattr(state, weights, ())))
+def count(state: Any, weights: tuple[str, ...]) -> int:
+    """The numbers in the first of the weights; the others are averages of them, or an opponent's."""
+    return sum(int(np.size(leaf)) for name in weights[:1] for leaf in jax.tree.leaves(getattr(state, name)))
 
 
 def heading(

@@ -89,6 +89,23 @@ def restored(checkpoints: Checkpoints, run: Path, step: int | str, shapes: Carry
         raise ConfigError(f"the checkpoint of step {number} in {run} is damaged: {damage}.") from None
 
 
+def raw_state(run: Path, step: str = "newest") -> dict[str, Any]:
+    """The state's fields as they were saved, nested dictionaries of NumPy arrays, without the run's code or data.
+
+    step: newest (then of the newest checkpoint that is whole), best or a number.
+    Raises ConfigError.
+    """
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
+    found = None
+    try:
+        if step == "newest":
+            found = checkpoints.newest_raw(lambda text: print(f"{run}: {text}", file=sys.stderr))
+        return (found or checkpoints.raw(number))["state"]
+    except Damaged as damage:
+        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None
+
+
 def imported(module: str) -> ModuleType:
     """The experiment's module: by its name, or by its path where it was run as a file."""
     if not module.endswith(".py"):

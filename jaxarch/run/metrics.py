@@ -161,42 +161,74 @@ def _follower(name: str | None, folder: Path):
     return lambda step, line: None
 
 
+STATISTICS = ("iqm", "low", "high", "replicas")  # of several replicas, behind a metric's name
+MOST_NAMED = 12  # curves of a panel that its legend names
+
+
 def draw(path: Path, picture: Path) -> None:
-    """The curves of a `metrics.jsonl`: one panel a quantity (`train/loss` and `val/loss` share one)."""
+    """The curves of a `metrics.jsonl`: one panel a quantity (`train/loss` and `val/loss` share one).
+
+    What stands deeper is a part of it: `train/grad_norm/embed` in the panel of `grad_norm`, on a logarithmic scale.
+    """
     from matplotlib.figure import Figure
 
     log = read(path)
     skip = ("step", "seconds", "steps_per_second", "mfu", "alive", "sweep")
     names = list(dict.fromkeys(name for line in log for name in line if name not in skip))
-    names = [name for name in names if name.count("/") < 2]
-    quantities = list(dict.fromkeys(name.split("/")[-1] for name in names))
+    names = [name for name in names if name.count("/") < 2 or name.split("/")[-1] not in STATISTICS]
+    quantities = list(dict.fromkeys(quantity(name) for name in names))
     if not quantities:
         return
     columns = min(3, len(quantities))
     rows = -(-len(quantities) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    for i, quantity in enumerate(quantities):
+    for i, title in enumerate(quantities):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for name in (name for name in names if name.split("/")[-1] == quantity):
-            _curves(axes, log, name)
-        axes.set(title=quantity, xlabel="step")
+        own = [name for name in names if quantity(name) == title]
+        parts = [name for name in own if name.count("/") > 1]
+        for name in own:
+            # Parts in the order of their names, from dark to bright; the whole in front of them.
+            shade = {"color": viridis(parts.index(name) / len(parts)), "linewidth": 0.9} if name in parts else {}
+            front = {"color": "black", "zorder": 3} if parts and name not in parts else {}
+            _curves(axes, log, name, name if name not in parts else name.split("/", 2)[2], {**shade, **front})
+        values = [line[name] for line in log for name in parts if name in line]
+        if values and min(values) > 0:
+            axes.set_yscale("log")
+        axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        lines, labels = axes.get_legend_handles_labels()
+        shown = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_NAMED)).round().astype(int))
+        named = [lines[j] for j in shown], [labels[j] for j in shown]
+        if parts:
+            axes.legend(*named, fontsize="xx-small", loc="upper left", bbox_to_anchor=(1, 1))
+        else:
+            axes.legend(*named, fontsize="small")
     figure.savefig(picture, dpi=110)
 
 
-def _curves(axes: Any, log: list[dict[str, Any]], name: str) -> None:
+def quantity(name: str) -> str:
+    """What a metric measures: `loss` of `train/loss`, `grad_norm` of `train/grad_norm/embed`."""
+    parts = name.split("/")
+    return parts[1] if len(parts) > 1 else name
+
+
+def viridis(place: float) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](place)
+
+
+def _curves(axes: Any, log: list[dict[str, Any]], name: str, label: str, style: dict[str, Any]) -> None:
     points = list(dict.fromkeys(tuple(line.get("sweep", {}).items()) for line in log))
     for point in points:
         own = [line for line in log if name in line and tuple(line.get("sweep", {}).items()) == point]
         if not own:
             continue
         steps = [line["step"] for line in own]
-        label = " ".join([name, *(f"{key}={value:g}" for key, value in point)])
         marker = "o" if len(own) < 25 else None
-        (curve,) = axes.plot(
-            steps, [line[name] for line in own], label=label, linewidth=1.2, marker=marker, markersize=3
-        )
+        options = {"linewidth": 1.2, "marker": marker, "markersize": 3, **style}
+        at = [label, *(f"{key}={value:g}" for key, value in point)]
+        (curve,) = axes.plot(steps, [line[name] for line in own], label=" ".join(at), **options)
         if f"{name}/low" in own[0]:
             low, high = ([line.get(f"{name}/{end}", math.nan) for line in own] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=curve.get_color(), alpha=0.2)

@@ -7,7 +7,6 @@ published weights (`save_description`). A run that trained a part of a model has
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxarch.data.tokenization import Tokenizer, load_tokenizer
-from jaxarch.run.checkpoint import Checkpoints, Damaged
 from jaxarch.run.command import from_json, write_json
-from jaxarch.run.load import chosen, saved_config
+from jaxarch.run.load import raw_state, saved_config
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import unstack_layers
 from jaxarch.transformer.decoder import ModelConfig, decoder
@@ -68,7 +66,7 @@ def restored(run: Path, step: str = "newest") -> Finished:
         raise ConfigError(
             f"{run} is the run neither of a decoder nor of a model of a published family; jaxarch.run.load takes any."
         )
-    state = _state(run, step)
+    state = raw_state(run, step)
     params = state["ema"] or state["params"]
     if state.get("frozen"):
         params = merged(state["frozen"], params, from_json(LoraConfig(), config["lora"]).scale)
@@ -81,16 +79,3 @@ def restored(run: Path, step: str = "newest") -> Finished:
 def of_decoder(saved: Any) -> bool:
     """Whether these are a decoder's options, some of which an older run may lack, and none of another model's."""
     return isinstance(saved, dict) and saved.keys() <= {field.name for field in dataclasses.fields(ModelConfig)}
-
-
-def _state(run: Path, step: str) -> dict[str, Any]:
-    """Of that step or, where the newest is asked for, of the newest that is whole."""
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    number = chosen(checkpoints, run, int(step) if step.isdigit() else step)
-    found = None
-    try:
-        if step == "newest":
-            found = checkpoints.newest_raw(lambda text: print(f"{run}: {text}", file=sys.stderr))
-        return (found or checkpoints.raw(number))["state"]
-    except Damaged as damage:
-        raise ConfigError(f"the checkpoint of step {number} in {run} is damaged ({damage}).") from None

@@ -73,7 +73,7 @@ def test_npz_with_a_held_out_part_and_names_for_classes(tmp_path):
     "pictures, expected",
     [
         (np.array([0.0, 0.2, 1.0]), [0, 51, 255]),
-        (np.array([0, 257 * 51, 65535], np.uint16), [0, 51, 255]),
+        (np.array([256, 257 * 51, 65535], np.uint16), [0, 51, 255]),
         (np.array([0, 51, 255], np.int64), [0, 51, 255]),
         (np.array([False, True, True]), [0, 255, 255]),
     ],

@@ -94,14 +94,14 @@ def test_kernel_distance_is_unbiased_and_its_error_true():
     N(1, 1) these are 0, 1, 0 and 1, 2, 4, so the distance is (1 - 0)^2 * 3 + 3 * (2 - 1)^2 + (4 - 0)^2 = 22.
     """
     found = [
-        metrics.kernel_distance(gaussian(40, 8, 2 * i), gaussian(60, 8, 2 * i + 1), subsets=10) for i in range(100)
+        metrics.kernel_distance(gaussian(40, 8, 2 * i), gaussian(60, 8, 2 * i + 1), subsets=10) for i in range(60)
     ]
     same = np.array(found)[:, 0]
-    assert abs(same.mean()) < 3 * same.std() / 10 < 0.03
-    found = [estimate_of_moved(i, subsets=20) for i in range(80)]
+    assert abs(same.mean()) < 3 * same.std() / 60**0.5 < 0.05
+    found = [estimate_of_moved(i, subsets=20) for i in range(50)]
     value, error = np.array(found).T
-    assert abs(value.mean() - 22) < 3 * value.std() / 80**0.5 < 3
-    assert 0.75 < error.mean() / value.std() < 1.33
+    assert abs(value.mean() - 22) < 3 * value.std() / 50**0.5 < 4
+    assert 0.7 < error.mean() / value.std() < 1.4
 
 
 def estimate_of_moved(seed, **options):
@@ -110,8 +110,8 @@ def estimate_of_moved(seed, **options):
 
 def test_small_subsets_estimate_the_error_of_all_samples():
     """A tenth of the samples a subset: one of them varies by more than three times what the estimate does."""
-    value, error = np.array([estimate_of_moved(i, subsets=50, size=20) for i in range(50)]).T
-    assert 0.7 < error.mean() / value.std() < 1.6
+    value, error = np.array([estimate_of_moved(i, subsets=40, size=20) for i in range(30)]).T
+    assert 0.6 < error.mean() / value.std() < 1.7
 
 
 # --- Inception score ----------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_copy_is_at_no_distance():
     """Far from 0, where |x|^2 + |y|^2 - 2 x . y in float32 would be wrong by 1."""
     real = gaussian(50, 8, 0, 1000.0)
     places, distances = metrics.nearest(real[[7, 3]], real, 1)
-    assert places.tolist() == [[7], [3]] and distances.max() < 1e-3
+    assert places.tolist() == [[7], [3]] and distances.max() == 0
 
 
 @pytest.mark.parametrize("block", [50, 10**6])
@@ -163,6 +163,12 @@ def test_balls_are_their_definition(block):
     found = metrics.in_balls(points, centres, 4, block=block)
     np.testing.assert_array_equal(found.holding, inside.sum(axis=1))
     np.testing.assert_array_equal(found.hit, inside.any(axis=0))
+
+
+def test_copies_are_in_the_balls_of_their_neighbours():
+    """Each real one is a neighbour of others as often as others are its own: density 1 + 1 / k, with the own ball."""
+    real = gaussian(60, 5, 0, 30.0)
+    assert metrics.density_and_coverage(real, real, 4) == (1.25, 1)
 
 
 def test_precision_recall_density_and_coverage_by_hand():
@@ -214,12 +220,9 @@ def test_copying():
     assert metrics.copying(copies, unseen, training) > 0.95
     assert abs(metrics.copying(gaussian(200, 3, 3), unseen, training) - 0.5) < 0.1
     assert metrics.copying(gaussian(100, 3, 4, 5.0), unseen, training) < 0.05
-    by_hand = (
-        np.array([[0.1], [3.0]]),
-        np.array([[2.0], [0.2]]),
-        np.array([[0.0]]),
-    )  # 0.1 is nearer than both, 3 than none
-    assert metrics.copying(*by_hand) == 0.5
+    fakes, others = np.array([[0.1], [1.0]]), np.array([[2.0], [0.2]])  # 0.1 is nearer than both, 1 than one
+    assert metrics.copying(fakes, others, np.zeros((1, 1))) == 0.75
+    assert metrics.copying(training[:10], training[10:30], training) == 0.5  # all as near
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -233,6 +236,10 @@ def shapes(count, seed, modes=8):
     pictures = rng.normal(60, 15, (count, 8, 8, 1))
     pictures[np.arange(count), :, rng.integers(0, modes, count)] += 120
     return np.clip(pictures, 0, 255).astype(np.uint8)
+
+
+def shapes_of(mode, count, seed):
+    return np.roll(shapes(count, 100 * seed + mode, 1), mode, axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +283,13 @@ def test_real_pictures_in_the_place_of_fakes_are_at_the_floor(evaluate):
     for name in ("precision", "recall", "density", "coverage"):
         assert abs(real[name] - real[f"{name}_real"]) < 0.1
     assert real["c2st_p"] > 0.01 and abs(real["copying"] - 0.5) < 0.1
+
+
+def test_the_floor_is_that_of_chance(extractor):
+    """Two parts with equally many of each mode are more alike than independent ones, which fakes would be."""
+    real, other = (np.concatenate([shapes_of(mode, 40, seed) for mode in range(8)]) for seed in (0, 1))
+    found = metrics.evaluate(extractor, other, real, other)
+    assert found["val/fid[pixels]"] < 0.9 * found["val/fid_floor[pixels]"]
 
 
 def test_the_floor_is_of_as_many_pictures(evaluate):
@@ -342,4 +356,4 @@ def test_the_score_is_left_to_extractors_with_classes():
     sure = features.Extractor("columns", 8, 1, apply)
     values = metrics.evaluate(sure, shapes(300, 2, 4), shapes(300, 0), shapes(300, 1))
     np.testing.assert_allclose(values["val/inception_score[columns]"], 4, atol=0.3)
-    np.testing.assert_allclose(values["val/inception_score_real[columns]"], 8, atol=0.8)
+    np.testing.assert_allclose(values["val/inception_score_real[columns]"], 7.1, atol=0.5)  # of splits of 30

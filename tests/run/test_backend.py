@@ -56,6 +56,25 @@ def test_options_follow_what_the_program_holds():
     assert bool(backend.compiler_options(recomputed)) == (jax.__version_info__ < (0, 11))
 
 
+@pytest.mark.skipif(backend.platform() != "cpu", reason="options of the CPU")
+def test_convolutions_have_options_of_their_own():
+    def convolved(x):
+        return jax.lax.conv(x, x, (1, 1), "SAME")
+
+    pictures = jnp.ones((1, 1, 4, 4))
+    products = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    assert backend.compiler_options(str(jax.make_jaxpr(convolved)(pictures))) == products
+    # A barrier around a convolution's operands must not be dropped, as jax before 0.11 drops it; one elsewhere may.
+    behind = str(jax.make_jaxpr(lambda x: convolved(jax.lax.optimization_barrier(x)))(pictures))
+    kept = {} if jax.__version_info__ >= (0, 11) else {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    assert backend.compiler_options(behind) == products | kept
+    assert backend.compiler_options(str(jax.make_jaxpr(jax.lax.optimization_barrier)(pictures))) == {}
+    # Those of bfloat16 products come before those of convolutions, where there are both.
+    both = str(jax.make_jaxpr(lambda x: convolved(x)[0, 0] @ x[0, 0])(pictures.astype(jnp.bfloat16)))
+    of_products = backend.compiler_options(program(jnp.bfloat16))
+    assert backend.compiler_options(both) == products | of_products
+
+
 def test_programs_are_compiled_with_their_options(monkeypatch):
     """An option that there is not is refused by the compiler: so it was given."""
     traced = jax.jit(lambda x: x + 1).trace(1.0)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from jaxarch.run import metrics
 from jaxarch.run.metrics import Log, draw, interquartile_mean, interval, lines, read
@@ -71,3 +72,26 @@ def test_curves_are_drawn_for_replicas_and_sweeps(tmp_path):
         log.write(step, 0.1, lines(values, members))
     draw(log.path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_parts_of_a_quantity_share_its_panel(seeds, tmp_path, monkeypatch):
+    """With several replicas too, whose statistics stand as deep in the names."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
+    log = Log(tmp_path)
+    members = [Member(seed, {}) for seed in range(seeds)]
+    names = ["train/loss", "val/loss", "train/norm", *(f"train/norm/layer_{i}" for i in range(20)), "train/d_loss"]
+    for step in (0, 10):
+        log.write(step, 0.1, lines({name: np.arange(1.0, 1.0 + seeds) + i for i, name in enumerate(names)}, members))
+    draw(log.path, tmp_path / "curves.png")
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    assert list(panels) == ["loss", "norm", "d_loss"]
+    assert [line.get_label() for line in panels["loss"].lines] == ["train/loss", "val/loss"]
+    assert [line.get_label() for line in panels["norm"].lines] == ["train/norm", *(f"layer_{i}" for i in range(20))]
+    # Of layer 2, the sixth metric: the mean of 6 and, with a second replica, 7.
+    assert list(panels["norm"].lines[3].get_ydata()) == [6.0 if seeds == 1 else 6.5] * 2
+    assert [axes.get_yscale() for axes in panels.values()] == ["linear", "log", "linear"]
+    legend = [text.get_text() for text in panels["norm"].get_legend().get_texts()]
+    assert len(legend) == 12 and legend[0] == "train/norm" and legend[-1] == "layer_19"
+    assert len({line.get_color() for line in panels["norm"].lines}) == 21

@@ -158,6 +158,20 @@ def test_the_search_finds_a_known_style(variables, search, known):
     assert shapes == {"4_1": (2, 4, 4, 1), "8_0": (2, 8, 8, 1), "8_1": (2, 8, 8, 1)}
     for one in found.noise.values():
         np.testing.assert_allclose(np.std(one, axis=(1, 2, 3)), 1, rtol=1e-3)
+        assert np.all(correlation(one) < 1e-4)  # of drawn noise a few hundredths
+
+
+def test_styles_are_shaken_for_three_quarters_of_the_search():
+    """Where nothing is learned, distances differ for that reason alone."""
+    generator = stylegan2(CONFIG, (4, 4, 1))[0]
+    keys = dict(zip(("params", "noise"), jax.random.split(KEY), strict=True))
+    variables = jax.jit(generator.init)(keys, LATENTS)
+    config = ProjectionConfig(steps=8, latents=20, learning_rate=0.0, regularization=0.0)
+    found = jax.jit(lambda x: projected(generator, variables, x, KEY, config))(jnp.zeros((2, 4, 4, 1)))
+    assert np.ptp(found.styles, axis=0).max() == 0
+    assert np.ptp(found.distances[6:], axis=0).max() < 1e-6 < np.ptp(found.distances[4:], axis=0).min()
+    moves = np.abs(np.asarray(found.distances - found.distances[-1])).mean(1)
+    assert moves[0] > 3 * moves[5] > 0
 
 
 def test_a_mixed_picture_asks_for_a_style_in_each_layer(variables, search, known):

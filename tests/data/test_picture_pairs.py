@@ -153,11 +153,11 @@ def test_what_is_built_in(name, tmp_path):
     if name == "digits":
         np.testing.assert_array_equal(on_black_and_on_paper(held_a).b, true_b)
         np.testing.assert_array_equal(on_black_and_on_paper(true_a).b, held_b)
-        a = {kinds.train[i].a.tobytes() for i in range(train_a)}
-        b = [kinds.train[i].b for i in range(train_b)]
-        assert len(a) > 700 and len({one.tobytes() for one in b}) > 700
-        # A few digits are alike to the last of 17 greys.
-        assert sum(on_black_and_on_paper(one[None, ..., :1]).b[0].tobytes() in a for one in b) < 3
+        a = np.stack([kinds.train[i].a for i in range(train_a)])
+        b = {kinds.train[i].b.tobytes() for i in range(train_b)}
+        assert len(b) > 700 and len({one.tobytes() for one in a}) > 700
+        # Two digits may be alike to the last of 17 greys.
+        assert len({one.tobytes() for one in on_black_and_on_paper(a[..., :1]).b} & b) < 3
     else:
         opaque = np.abs(held_a.astype(int) - 255).max(-1) > 0
         assert (true_b[~opaque] == NIGHT).mean() > 0.5 and (np.abs(true_b[0, 0, 0] - NIGHT) < 2).all()

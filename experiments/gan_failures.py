@@ -10,11 +10,10 @@ curves a run leaves, in `samples/`, the table `failures.md` and the figure `fail
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.struct
 import jax
@@ -124,14 +123,14 @@ def experiment(config: Config) -> Experiment:
             states[name], said = jax.vmap(game.step, (0, None, None))(state.games[name], None, index)
             for metric, value in said.items():
                 if metric == ACCURACY or metric.startswith(NORM):
-                    metrics[f"{metric}[{name}]"] = living(value[: config.seeds])
+                    metrics[f"{metric}[{name}]"] = living(cast(Array, value)[: config.seeds])
         return State(states, state.key), metrics
 
-    def measured(state: State, key: Key[Array, ""]) -> dict[str, Metrics]:
+    def measured(state: State, key: Key[Array, ""]) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, len(points))
         found = {}
         for name, game in games.items():
-            values = jax.vmap(game.evaluate)(state.games[name], keys)
+            values: dict[str, Any] = jax.vmap(game.evaluate)(state.games[name], keys)
             # What the players would say in a step from here.
             said = jax.vmap(game.step, (0, None, None))(state.games[name], None, jnp.asarray(config.steps))[1]
             values |= {metric: said[metric] for metric in said if metric == ACCURACY or metric.startswith(NORM)}
@@ -176,11 +175,11 @@ def finite(params: Any, members: int) -> Bool[Array, " members"]:
 
 
 def make_report(
-    config: Config, measured: Callable[[State, Key[Array, ""]], dict[str, Metrics]]
+    config: Config, measured: Callable[[State, Key[Array, ""]], dict[str, dict[str, Any]]]
 ) -> Callable[[State, Key[Array, ""], Path], Metrics]:
     mixture = gan_toy.MIXTURES[config.data]
     sample = gan_toy.make_sample(gan_toy.points(config.toy(DEFAULT)))  # the same generator in all games
-    points_of = jax.jit(jax.vmap(functools.partial(sample, count=gan_toy.COUNTED), (0, None)))
+    points_of = jax.jit(jax.vmap(lambda state, key: sample(state, key, gan_toy.COUNTED), (0, None)))
 
     def report(state: State, key: Key[Array, ""], folder: Path) -> Metrics:
         values = jax.device_get(measured(state, key))

@@ -8,6 +8,7 @@ at a program's top level. The gradients that autodiff writes are in others: insi
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -33,17 +34,17 @@ def convolve(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _convolve(x: Array, w: Array, strides: Pair, padding: tuple, dilation: Pair, kernel_dilation: Pair) -> Array:
+def _convolve(x: Array, w: Array, strides: Pair, padding: tuple, dilation: Pair, kernel_dilation: Pair) -> Any:
     return lax.conv_general_dilated(x, w, strides, padding, dilation, kernel_dilation, LAYOUT)
 
 
-def _forward(x: Array, w: Array, *options: tuple) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: Array, w: Array, *options: tuple) -> tuple[Any, tuple[Array, Array]]:
     return _convolve(x, w, *options), (x, w)
 
 
 def _backward(
     strides: Pair, padding: tuple, dilation: Pair, kernel_dilation: Pair, residuals: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     """Along an axis, with sizes that count the zeros of a dilation: y[i] = sum_k x[i * stride + k - before] w[k]."""
     x, w = residuals
     pads = []

@@ -82,7 +82,7 @@ def make_report(
 
     @cache
     def judge() -> Callable[[np.ndarray], dict[str, Array]]:
-        return metrics.make_evaluate(extractor(), data.pictures.pixels, np.asarray(data.validation.pixels))
+        return metrics.make_evaluate(extractor(), np.asarray(data.pictures.pixels), np.asarray(data.validation.pixels))
 
     def draw(state: GANState, folder: Path) -> None:
         if not conditional:
@@ -103,7 +103,7 @@ def make_report(
         fakes = make(state, key, labels, conditional)
         found = judge()(fakes)
         if last:
-            _draw_nearest(extractor(), fakes[:10], data.pictures.pixels, folder / "nearest.png")
+            _draw_nearest(extractor(), fakes[:10], np.asarray(data.pictures.pixels), folder / "nearest.png")
         if last and conditional and len(data.classes) > 1:
             taught = features.trained_on_fakes(Pictures(fakes, labels, np.ones(count, np.float32)), data)
             found |= taught

@@ -29,7 +29,7 @@ def test_stopped_and_resumed_is_uninterrupted(way, tmp_path):
 def test_stacked_digits_stopped_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(gan_toy, "STACKED", 2000)
     monkeypatch.setattr(gan_toy, "classifier", untrained)
-    options = ["stacked", "--width", 4, "--latents", 4, "--batch-size", 4, "--steps", 4, "--eval-every", 4]
+    options = ["--data", "stacked", "--width", 4, "--latents", 4, "--batch-size", 4, "--steps", 4, "--eval-every", 4]
     whole = run(gan_toy, tmp_path, *options, name="whole")
     run(gan_toy, tmp_path, *options, "--stop-at", 2, name="parts")
     assert_same(whole, run(gan_toy, tmp_path, "--resume", name="parts"))

@@ -64,10 +64,10 @@ def _backward(
     flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
     dx = _convolve(g, flipped, dilation, for_x, strides, kernel_dilation)
     if dilation == (1, 1):
-        dw = _convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), kernel_dilation, of_x, dilation, strides)
+        dw: Any = _convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), kernel_dilation, of_x, dilation, strides)
         return dx, dw.transpose(1, 2, 0, 3)
     # The same sum with the roles of x and g swapped: a convolution over the zeros of x is a hundred times slower.
-    dw = _convolve(g.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), kernel_dilation, of_g, strides, dilation)
+    dw: Any = _convolve(g.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), kernel_dilation, of_g, strides, dilation)
     return dx, dw.transpose(1, 2, 3, 0)[::-1, ::-1]
 
 

@@ -241,9 +241,8 @@ class Programs:
     def _unrolls(self, batch: Batch) -> bool:
         """Whether many steps are written out one after another rather than scanned."""
         if self._unroll is None:
-            convolves = "conv_general_dilated" in str(self._traced_step(batch).jaxpr)
-            # XLA:CPU runs a convolution's weight gradient a hundred times slower inside a loop's body.
-            self._unroll = convolves and backend.platform() == "cpu"
+            program = str(self._traced_step(batch).jaxpr)
+            self._unroll = backend.platform() == "cpu" and backend.slow_in_loops(program)
         return self._unroll
 
     def evaluate(self, state: State, index: int) -> Metrics:

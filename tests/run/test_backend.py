@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxarch.convolution import convolve
 from jaxarch.run import backend
 
 FAULTS = """
@@ -83,3 +84,18 @@ def test_programs_are_compiled_with_their_options(monkeypatch):
     monkeypatch.setattr(backend, "compiler_options", lambda program: {"no_such_option": "add" in program})
     with pytest.raises(Exception, match="no_such_option"):
         backend.compiled(traced)
+
+
+def test_a_convolution_in_another_layout_is_slow_in_loops():
+    """The weight gradient that autodiff writes; that of `convolve` is none."""
+
+    def gradient(convolution):
+        x, w = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 2))
+        return str(jax.make_jaxpr(jax.grad(lambda w: jnp.sum(convolution(x, w))))(w))
+
+    def plain(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert backend.slow_in_loops(gradient(plain))
+    assert not backend.slow_in_loops(gradient(convolve))
+    assert not backend.slow_in_loops(str(jax.make_jaxpr(jnp.sin)(1.0)))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.resampling import convolved, convolved_down, convolved_up, downsampled, upsampled
 from jaxarch.run.protocol import ConfigError
 
@@ -114,21 +115,6 @@ def modulated_convolution(
         scale = jax.lax.rsqrt(styles**2 @ jnp.sum(kernel**2, axis=(0, 1)) + 1e-8)
         x = x * scale[:, None, None].astype(x.dtype)
     return x
-
-
-def with_deviation(x: Float[Array, "batch height width channels"], group: int) -> Float[Array, "batch height width _"]:
-    """One more channel: how much pictures of a group differ, on the average over their numbers.
-
-    Karras et al. 2018, sec. 3. A group is made of every (batch / group)-th picture; where `group` does not divide the
-    batch, it is the largest number below that does.
-    """
-    batch, height, width, _ = x.shape
-    group = max(size for size in range(1, min(group, batch) + 1) if batch % size == 0)
-    grouped = x.reshape(group, -1, *x.shape[1:])
-    centred = grouped - grouped.mean(0)
-    deviation = jnp.sqrt(jnp.mean(centred**2, axis=0) + 1e-8).mean((1, 2, 3))
-    channel = jnp.broadcast_to(jnp.tile(deviation, group)[:, None, None, None], (batch, height, width, 1))
-    return jnp.concatenate([x, channel], axis=-1)
 
 
 def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -428,7 +414,7 @@ class StyleGAN2Discriminator(nn.Module):
             x = own if x is None else x + own
         # Deviations and logits are small differences: in float32.
         x = at_least_float32(x)
-        x = with_deviation(x, config.group) if config.group > 1 else x
+        x = minibatch_deviation(x, config.group) if config.group > 1 else x
         x = Conv(config.channels(4), clamp=clamp, name="conv_4")(x)
         x = Dense(config.channels(4), active=True, name="dense")(x.reshape(len(x), -1))
         if not self.classes:

@@ -21,7 +21,6 @@ from jaxarch.gan.stylegan2 import (
     modulated_convolution,
     stylegan2,
     truncated,
-    with_deviation,
 )
 from jaxarch.run.protocol import ConfigError
 from tests.gan.record_stylegan2 import KEY, MEAN_LENGTH, PLACE, VARIANTS, drawn, labels, networks
@@ -146,22 +145,6 @@ def test_what_is_demodulated_has_unit_variance():
     x, kernel, styles = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     found = np.asarray(modulated_convolution(x, 5 * kernel, 3 * styles))[:, 1:-1, 1:-1]
     np.testing.assert_allclose(found.var((0, 1, 2)), 1, atol=0.1)
-
-
-def test_deviations_by_hand():
-    """Of 6 pictures in groups of 2: 0 and 3, 1 and 4, 2 and 5. Half the distance of two numbers is their deviation."""
-    x = np.zeros((6, 1, 1, 2), np.float32)
-    x[3, 0, 0] = [2, 4]  # deviations 1 and 2 from picture 0
-    x[4, 0, 0] = [0, 8]  # 0 and 4 from picture 1
-    found = with_deviation(jnp.asarray(x), 2)
-    assert found.shape == (6, 1, 1, 3)
-    np.testing.assert_array_equal(found[..., :2], x)
-    np.testing.assert_allclose(found[:, 0, 0, 2], [1.5, 2, 0, 1.5, 2, 0], atol=1e-4)
-    alone = with_deviation(jnp.asarray(x[:1]), 4)
-    np.testing.assert_allclose(alone[0, 0, 0], [0, 0, 0], atol=1.01e-4)
-    # Groups of 4 do not divide 6 pictures, those of 3 do: 0, 2, 4 and 1, 3, 5.
-    spread = [np.mean([0, np.std([0, 0, 8])]), np.mean([np.std([0, 2, 0]), np.std([0, 4, 0])])]
-    np.testing.assert_allclose(with_deviation(jnp.asarray(x), 4)[:, 0, 0, 2], spread * 3, rtol=1e-3)
 
 
 def test_truncation_is_a_share_of_the_way_to_the_mean():

@@ -28,7 +28,7 @@ from jaxarch.data.images import ImageData, Pictures, scaled
 from jaxarch.run.backend import cache_folder
 from jaxarch.run.protocol import ConfigError
 
-FORMAT = 1  # of the cache: raised when the same settings give another classifier
+FORMAT = 2  # of the cache: raised when the same settings give another classifier
 
 Features = Float[np.ndarray, "pictures dim"]
 Probabilities = Float[np.ndarray, "pictures classes"]

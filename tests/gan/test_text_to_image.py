@@ -182,7 +182,8 @@ def test_the_matcher_learns_for_its_steps_alone_and_from_real_pairs(begun):
 
 
 def test_the_third_pair_is_a_real_picture_with_another_text(begun):
-    """The discriminator's loss with and without it, from the logits."""
+    """The discriminator's loss with and without it, from the logits; weights large enough that these differ."""
+    begun = begun.replace(discriminator=jax.tree.map(lambda leaf: 6 * leaf, begun.discriminator))
     plain = jax.jit(make_step(GENERATOR, DISCRIMINATOR, MATCHER, replace(GAME, mismatch=0.0), OPTIM, 1e-2, 2, 10))
     # After the matcher's last step, so that it is the same before and after the game's.
     losses = [step(begun, BATCH, 5)[1]["train/d_loss"] for step in (STEP, plain)]
@@ -194,7 +195,7 @@ def test_the_third_pair_is_a_real_picture_with_another_text(begun):
         return DISCRIMINATOR.apply({"params": begun.discriminator}, pictures, texts)
 
     right, wrong = judge(said), judge(jnp.stack([said[i - 1] for i in range(6)]))
-    assert abs(right - wrong).max() > 1e-4
+    assert abs(right - wrong).max() > 0.5
     expected = 0.7 * float(OBJECTIVES["relativistic"].discriminator(right, wrong))
     np.testing.assert_allclose(losses[0] - losses[1], expected, rtol=1e-3)
 

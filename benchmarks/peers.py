@@ -129,9 +129,63 @@ def bert(
     return f"BertModel ({attention}), {versions}, {torch.get_num_threads()} threads", measure
 
 
+def dcgan(features: str, batch: str, size: str, steps: str) -> tuple[str, Callable[[], float]]:
+    """A DCGAN's training step as PyTorch's tutorial has it: real and generated pictures pass D apart, one forward pass
+    of G serves both players; channels last, and D's parameters frozen in G's step. Seconds of a step.
+    """
+    import itertools
+    import math
+
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    blocks = int(math.log2(int(size))) - 3
+    widths = [int(features) * 2**block for block in range(blocks + 1)]
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    for below, above in itertools.pairwise(widths):
+        layers += [nn.Conv2d(below, above, 4, 2, 1, bias=False), nn.BatchNorm2d(above), nn.LeakyReLU(0.2, inplace=True)]
+    discriminator = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False), nn.Flatten(0))
+    layers = [nn.ConvTranspose2d(100, widths[-1], 4, 1, 0, bias=False), nn.BatchNorm2d(widths[-1]), nn.ReLU(True)]
+    for above, below in itertools.pairwise(widths[::-1]):
+        layers += [nn.ConvTranspose2d(above, below, 4, 2, 1, bias=False), nn.BatchNorm2d(below), nn.ReLU(True)]
+    generator = nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], 3, 4, 2, 1, bias=False), nn.Tanh())
+    networks = discriminator, generator
+    d_opt, g_opt = (torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in networks)
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    real = torch.rand(int(batch), 3, int(size), int(size)).to(memory_format=torch.channels_last)
+    loss = nn.BCEWithLogitsLoss()
+    ones, zeros = torch.ones(int(batch)), torch.zeros(int(batch))
+
+    def step() -> torch.Tensor:
+        d_opt.zero_grad(set_to_none=True)
+        loss(discriminator(real), ones).backward()
+        fakes = generator(torch.randn(int(batch), 100, 1, 1))
+        loss(discriminator(fakes.detach()), zeros).backward()
+        d_opt.step()
+        g_opt.zero_grad(set_to_none=True)
+        discriminator.requires_grad_(False)
+        value = loss(discriminator(fakes), ones)
+        value.backward()
+        discriminator.requires_grad_(True)
+        g_opt.step()
+        return value
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(int(steps)):
+            value = step()
+        value.item()
+        return (time.perf_counter() - start) / int(steps)
+
+    return f"PyTorch {torch.__version__}, channels last, {torch.get_num_threads()} threads", measure
+
+
 def main() -> None:
     kind, *arguments = sys.argv[1:]
-    description, measure = {"nanogpt": nanogpt, "hugging_face": hugging_face, "bert": bert}[kind](*arguments)
+    kinds = {"nanogpt": nanogpt, "hugging_face": hugging_face, "bert": bert, "dcgan": dcgan}
+    description, measure = kinds[kind](*arguments)
     measure()  # compiles, allocates
     print(json.dumps({"description": description}), flush=True)
     for _ in sys.stdin:

@@ -10,6 +10,7 @@ curves a run leaves, in `samples/`, the table `failures.md` and the figure `fail
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class Config:
     """without effect: members draw their samples from their own keys"""
     steps: int = 3000
     """length of the runs"""
-    batch_size: int = 128
+    batch_size: int = 64
     """samples that a player sees a step"""
     width: int = 64
     """units of a hidden layer"""
@@ -154,7 +155,7 @@ def experiment(config: Config) -> Experiment:
         init=init,
         step=step,
         evaluate=evaluate,
-        report=make_report(config, games, jax.jit(measured)),
+        report=make_report(config, jax.jit(measured)),
         monitor=f"val/reverse_kl[{DEFAULT if DEFAULT in games else config.treatments[-1]}]",
         weights=(),  # members may diverge: that is what is measured
     )
@@ -175,17 +176,19 @@ def finite(params: Any, members: int) -> Bool[Array, " members"]:
 
 
 def make_report(
-    config: Config, games: Mapping[str, Experiment], measured: Callable[[State, Key[Array, ""]], dict[str, Metrics]]
+    config: Config, measured: Callable[[State, Key[Array, ""]], dict[str, Metrics]]
 ) -> Callable[[State, Key[Array, ""], Path], Metrics]:
     mixture = gan_toy.MIXTURES[config.data]
-    samples = {name: jax.jit(jax.vmap(gan_toy.make_sample(config.toy(name)), (0, None))) for name in games}
+    sample = gan_toy.make_sample(gan_toy.points(config.toy(DEFAULT)))  # the same generator in all games
+    points_of = jax.jit(jax.vmap(functools.partial(sample, count=gan_toy.COUNTED), (0, None)))
 
     def report(state: State, key: Key[Array, ""], folder: Path) -> Metrics:
-        found = {name: {k: np.asarray(v) for k, v in values.items()} for name, values in measured(state, key).items()}
+        values = jax.device_get(measured(state, key))
+        found = {name: values[name] for name in config.treatments}
         (folder / "failures.md").write_text(table(found, config))
         points = {
-            name: np.asarray(sample(jax.tree.map(lambda leaf: leaf[: config.seeds], state.games[name]), key))
-            for name, sample in samples.items()
+            name: np.asarray(points_of(jax.tree.map(lambda leaf: leaf[: config.seeds], game), key))
+            for name, game in state.games.items()
         }
         draw(found, points, mixture.centres, config, folder / "failures.png")
         return {}
@@ -213,11 +216,21 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]], config: Config) -> str:
         seeds, grid = slice(None, config.seeds), slice(config.seeds, None)
         layers = [mean(values[layer][seeds]) for layer in layers_of(values)]
         quality = 100 * mean(values["val/high_quality"][seeds])
-        lines.append(
-            f"| {name} | {mean(values['val/modes'][seeds]):.1f} | {quality:.1f} % | {mean(values['val/reverse_kl'][seeds]):.2f} | {100 * values['diverged'][seeds].mean():.0f} % "
-            f"| {100 * values['converged'][seeds].mean():.0f} % | {100 * values['converged'][grid].mean():.0f} % "
-            f"| {100 * mean(values[ACCURACY][seeds]):.0f} % | {layers[0]:.2g}, {layers[-1]:.2g} |"
-        )
+        shares = [
+            values["diverged"][seeds],
+            values["converged"][seeds],
+            values["converged"][grid],
+            values[ACCURACY][seeds],
+        ]
+        cells = [
+            name,
+            f"{mean(values['val/modes'][seeds]):.1f}",
+            f"{quality:.1f} %",
+            f"{mean(values['val/reverse_kl'][seeds]):.2f}",
+            *(f"{100 * mean(share):.0f} %" for share in shares),
+            f"{layers[0]:.2g}, {layers[-1]:.2g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,16 +6,22 @@ python -m experiments.gan_toy --data grid --game.objective non_saturating --game
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxarch.gan import toy
+from jaxarch.data.images import load_images, scaled
+from jaxarch.gan import panels, toy
+from jaxarch.gan.dcgan import DCGANConfig, dcgan
+from jaxarch.gan.features import classifier
 from jaxarch.gan.training import (
     WEIGHTS,
     GameConfig,
@@ -31,28 +37,32 @@ from jaxarch.gan.training import (
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, main
 
 MIXTURES = {"ring": toy.ring(), "grid": toy.grid()}
-COUNTED = 2500  # samples of an evaluation
+COUNTED = 2500  # points of an evaluation
+STACKED = 26_000  # stacks of digits of an evaluation, as Metz et al. 2017 count them
 REAL = 1  # what is folded into a step's key to draw its real samples
+
+
+Generate = Callable[[Key[Array, ""], int], Array]
 
 
 @dataclass(frozen=True)
 class Config:
-    data: Literal["ring", "grid"] = "ring"
-    """8 Gaussians on a circle, or 25 on a square"""
+    data: Literal["ring", "grid", "stacked"] = "ring"
+    """8 Gaussians on a circle, 25 on a square, or three digits stacked: 1,000 modes"""
     data_seed: int = 0
     """seed of the data"""
-    steps: int = 4000
+    steps: int = 10_000
     """length of the run and of the schedule"""
-    batch_size: int = 256
+    batch_size: int = 128
     """samples that a player sees a step"""
     latents: int = 2
     """numbers that a sample is made of"""
     width: int = 128
-    """units of a hidden layer"""
-    layers: int = 3
+    """units of a hidden layer; for stacked digits, features at half the pictures' size"""
+    layers: int = 6
     """hidden layers of each network"""
-    game: GameConfig = GameConfig(gamma=0.1)
-    optim: OptimConfig = OptimConfig(learning_rate=1e-3, final=0.1, average=50)
+    game: GameConfig = GameConfig(gamma=1.0, gamma_final=0.01)
+    optim: OptimConfig = OptimConfig(learning_rate=5e-3, beta1=0.5, final=0.01, average=50.0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "latents", "width", "layers"):
@@ -61,59 +71,98 @@ class Config:
         check_batch(self.batch_size, self.game)
 
 
+PRESETS = {
+    "grid": Config(data="grid"),
+    "stacked": Config(
+        data="stacked",
+        steps=3000,
+        batch_size=64,
+        latents=64,
+        width=32,
+        game=GameConfig(gamma=1.0),
+        optim=OptimConfig(learning_rate=1e-3, beta1=0.5, final=0.1),
+    ),
+}
+
+
+class Task(NamedTuple):
+    """What is played for.
+
+    generator, discriminator: both networks.
+    example: samples for their first pass, `[pack, ...]`.
+    draw: `(key, count) -> real samples`.
+    measure: `(generate, key) -> metrics`, where `generate: (key, count) -> samples`.
+    show: writes what so many samples look like into a folder.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    draw: Callable[[Key[Array, ""], int], Array]
+    measure: Callable[[Generate, Key[Array, ""]], Metrics]
+    show: Callable[[np.ndarray, Path], None]
+    shown: int
+
+
 def experiment(config: Config) -> Experiment:
-    mixture = MIXTURES[config.data]
-    generator = generator_of(config)
-    discriminator = toy.PointDiscriminator(config.width, config.layers)
-    examples = np.zeros((config.game.pack, 2), np.float32)
-    played = make_step(generator, discriminator, config.game, config.optim, lambda points: (points, None), config.steps)
+    task = stacked_digits(config) if config.data == "stacked" else points(config)
+    example = np.asarray(task.draw(jax.random.key(0), config.game.pack))
+    played = make_step(
+        task.generator, task.discriminator, config.game, config.optim, lambda samples: (samples, None), config.steps
+    )
+    sample = make_sample(task)
 
     def step(state: GANState, batch: None, index: Index) -> tuple[GANState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, index), REAL)
-        return played(state, mixture.samples(key, config.batch_size * config.game.critics), index)
-
-    sample = make_sample(config)
+        return played(state, task.draw(key, config.batch_size * config.game.critics), index)
 
     def evaluate(state: GANState, key: Key[Array, ""]) -> Metrics:
-        modes = toy.modes_of(sample(state, key), mixture)
-        return {
-            "val/modes": modes.found,
-            "val/high_quality": modes.high_quality,
-            "val/reverse_kl": modes.reverse_kl,
-        }
+        return task.measure(functools.partial(sample, state), key)
+
+    some = jax.jit(lambda state, key: sample(state, key, task.shown))
+
+    def report(state: GANState, key: Key[Array, ""], folder: Path) -> Metrics:
+        task.show(np.asarray(some(state, key)), folder)
+        return {}
 
     return Experiment(
-        init=make_init(generator, discriminator, config.game, config.optim, examples),
+        init=make_init(task.generator, task.discriminator, config.game, config.optim, example),
         step=step,
         evaluate=evaluate,
-        report=make_report(jax.jit(sample), mixture),
+        report=report,
         monitor="val/reverse_kl",
         hypers=hypers(config.game, config.optim),
         weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
     )
 
 
-def generator_of(config: Config) -> toy.PointGenerator:
-    return toy.PointGenerator(config.latents, config.width, config.layers)
+def make_sample(task: Task) -> Callable[[GANState, Key[Array, ""], int], Array]:
+    """`(state, key, count) -> samples`."""
+    sample = make_sampler(task.generator)
+    return lambda state, key, count: sample(state, latents_of(task.generator, key, count))
 
 
-def make_sample(config: Config) -> Callable[[GANState, Key[Array, ""]], Float[Array, "count 2"]]:
-    """As many generated points as an evaluation counts."""
-    generator = generator_of(config)
-    sample = make_sampler(generator)
-    return lambda state, key: sample(state, latents_of(generator, key, COUNTED))
+# --- Gaussians ----------------------------------------------------------------------------------
 
 
-def make_report(
-    sample: Callable[[GANState, Key[Array, ""]], Float[Array, "count 2"]], mixture: toy.Mixture
-) -> Callable[[GANState, Key[Array, ""], Path], Metrics]:
-    """Draws generated points over the mixture's."""
+def points(config: Config) -> Task:
+    mixture = MIXTURES[config.data]
 
-    def report(state: GANState, key: Key[Array, ""], folder: Path) -> Metrics:
-        draw(np.asarray(sample(state, key)), mixture, folder / "points.png")
-        return {}
+    def measure(generate: Generate, key: Key[Array, ""]) -> Metrics:
+        modes = toy.modes_of(generate(key, COUNTED), mixture)
+        return {
+            "val/modes": modes.found,
+            "val/high_quality": modes.high_quality,
+            "val/reverse_kl": modes.reverse_kl,
+        }
 
-    return report
+    return Task(
+        toy.PointGenerator(config.latents, config.width, config.layers),
+        toy.PointDiscriminator(config.width, config.layers),
+        mixture.samples,
+        measure,
+        lambda points, folder: draw(points, mixture, folder / "points.png"),
+        COUNTED,
+    )
 
 
 def draw(points: np.ndarray, mixture: toy.Mixture, path: Path) -> None:
@@ -128,5 +177,47 @@ def draw(points: np.ndarray, mixture: toy.Mixture, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+# --- three digits as the channels of one picture: 1,000 modes ------------------------------------
+
+
+def stacked_digits(config: Config) -> Task:
+    """Of `STACKED` samples, how many of the 1,000 numbers a classifier of digits reads in them (Metz et al. 2017, sec.
+    3.3.1), and KL(generated || uniform), beside what as many real samples have: the floor.
+    """
+    data = load_images("digits")
+    digits = data.pictures
+    pixels = jnp.asarray(digits.pixels[..., 0])
+    extractor = classifier(data)
+    generator, discriminator = dcgan(DCGANConfig(config.latents, config.width, norm="none"), (*data.shape[:2], 3))
+
+    def stacked(key: Key[Array, ""], count: int) -> Array:
+        return scaled(jnp.moveaxis(pixels[jax.random.randint(key, (count, 3), 0, len(pixels))], 1, -1))
+
+    def counts(samples: Callable[[Array, int], Array], key: Key[Array, ""]) -> Float[Array, " modes"]:
+        def some(key: Key[Array, ""]) -> Array:
+            """Numbers read in a thousand samples."""
+            levels = jnp.clip(jnp.round((samples(key, 1000) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+            one_by_one = jnp.moveaxis(levels, -1, 0).reshape(-1, *levels.shape[1:3], 1)
+            read = extractor.apply(one_by_one)[1].argmax(axis=-1).reshape(3, -1)
+            return read[0] + 10 * read[1] + 100 * read[2]
+
+        numbers = jax.lax.map(some, jax.random.split(key, STACKED // 1000))
+        return jnp.zeros(1000).at[numbers.reshape(-1)].add(1)
+
+    def measure(generate: Generate, key: Key[Array, ""]) -> Metrics:
+        fake_key, real_key = jax.random.split(key)
+        generated, real = counts(generate, fake_key), counts(stacked, real_key)
+        return {
+            "val/modes": jnp.sum(generated > 0),
+            "val/reverse_kl": toy.reverse_kl(generated),
+            "val/reverse_kl_floor": toy.reverse_kl(real),
+        }
+
+    def show(samples: np.ndarray, folder: Path) -> None:
+        panels.save(panels.grid(samples, 8), folder / panels.FAKES, scale=6)
+
+    return Task(generator, discriminator, stacked, measure, show, 64)
+
+
 if __name__ == "__main__":
-    main(experiment, Config)
+    main(experiment, Config, PRESETS)

@@ -42,12 +42,16 @@ class Source(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """How pictures are to come: height and width (0: the source's own), grey, with opacity; and where they are kept."""
+    """How pictures are to come: height and width (0: the source's own), grey, with opacity; and where they are kept.
+
+    ratio: the width, as a multiple of the height.
+    """
 
     size: int
     gray: bool
     alpha: bool
     cache: Path
+    ratio: int = 1
 
     @property
     def mode(self) -> str:
@@ -55,7 +59,8 @@ class Wanted(NamedTuple):
         return "L" if self.gray else "RGBA" if self.alpha else "RGB"
 
     def fingerprint(self, **source: Any) -> dict[str, Any]:
-        return {"format": FORMAT, "size": self.size, "mode": self.mode} | source
+        wide = {"ratio": self.ratio} if self.ratio != 1 else {}
+        return {"format": FORMAT, "size": self.size, "mode": self.mode} | wide | source
 
 
 # --- resizing -----------------------------------------------------------------------------------
@@ -84,10 +89,10 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(one) for one in channels], -1)
 
 
-def fitted(picture: Image.Image, size: int) -> Image.Image:
+def fitted(picture: Image.Image, size: int, ratio: int = 1) -> Image.Image:
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    return ImageOps.fit(picture, (ratio * size, size), Image.Resampling.BICUBIC)
 
 
 def recolored(
@@ -130,7 +135,7 @@ def _unreadable(file: Path, reason: str) -> ConfigError:
     return ConfigError(f"the picture {file} cannot be read ({reason}); mend or remove it.")
 
 
-def _read(file: Path, size: int, mode: str) -> np.ndarray | str:
+def _read(file: Path, size: int, mode: str, ratio: int = 1) -> np.ndarray | str:
     """The picture, or why it cannot be read."""
     from PIL import Image, ImageOps
 
@@ -142,10 +147,10 @@ def _read(file: Path, size: int, mode: str) -> np.ndarray | str:
                 picture = picture.convert("RGBA")
                 if mode != "RGBA":
                     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = fitted(picture.convert(mode), size)
+            picture = fitted(picture.convert(mode), size, ratio)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         return str(error).removesuffix(".").replace(f" {str(file)!r}", "").replace("\n", " ")
-    return np.asarray(picture).reshape(size, size, -1)
+    return np.asarray(picture).reshape(size, ratio * size, -1)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -178,7 +183,7 @@ def folder_source(path: str, wanted: Wanted, strict: bool, say: Callable[[str], 
 
 def read_files(
     files: list[Path], wanted: Wanted, strict: bool, say: Callable[[str], None]
-) -> tuple[UInt8[np.ndarray, "read size size channels"], Bool[np.ndarray, " files"], int]:
+) -> tuple[UInt8[np.ndarray, "read size width channels"], Bool[np.ndarray, " files"], int]:
     """The pictures that can be read, mapped from the cache, which of the files these are, and a checksum of all pixels.
 
     strict: a picture that cannot be read is an error; else it is named and left out.
@@ -274,7 +279,9 @@ def _decoded(files: list[Path], wanted: Wanted, strict: bool, say: Callable[[str
     def decode(facts: dict[str, Any]) -> Iterator[np.ndarray]:
         say(f"decoding {len(files):,} pictures, once; they are kept in {wanted.cache}")
         facts["skipped"] = skipped = {}
-        for number, one in enumerate(in_threads(lambda file: _read(file, wanted.size, wanted.mode), files)):
+        for number, one in enumerate(
+            in_threads(lambda file: _read(file, wanted.size, wanted.mode, wanted.ratio), files)
+        ):
             if not isinstance(one, str):
                 yield one[None]
             elif strict or len(skipped) == len(files) - 1:

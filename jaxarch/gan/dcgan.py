@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.gan.convolution import Convolution, Dense, TransposedConvolution
 from jaxarch.gan.minibatch import minibatch_deviation
-from jaxarch.gan.normalization import BatchNorm
+from jaxarch.gan.normalization import BatchNorm, chosen
 from jaxarch.gan.spectral import spectral_kernel
 from jaxarch.run.protocol import ConfigError
 
@@ -74,18 +74,20 @@ class DCGANConfig:
 
 
 class Embedding(nn.Module):
-    """A vector of each class. As a product: the gradient of a look-up is a loop."""
+    """A vector of each class."""
 
     classes: int
     features: int
     spectral: bool = False
 
     @nn.compact
-    def __call__(self, labels: Int[Array | np.ndarray, " batch"], train: bool = True) -> Float[Array, "batch features"]:
+    def __call__(
+        self, labels: Int[Array | np.ndarray, " batch"] | None, train: bool = True
+    ) -> Float[Array, "batch features"]:
         table: Any = self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.features))
         if self.spectral:
             table = spectral_kernel(self, table, train)
-        return jax.nn.one_hot(labels, self.classes, dtype=table.dtype) @ table
+        return chosen(table, labels)
 
 
 class Generator(nn.Module):

@@ -106,7 +106,7 @@ class ClassifierConfig:
     learning_rate: float = 2e-3
     """of Adam, falling to 0 as a cosine"""
     width: int = 32
-    """features of the first convolution; doubled where the picture is halved"""
+    """features of the first convolution; half of the others'"""
     dim: int = 64
     """features before the read-out, those that metrics are computed from"""
     shift: int = 8
@@ -127,12 +127,10 @@ class Classifier(nn.Module):
     def __call__(
         self, pictures: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch classes"]]:
-        x, width = pictures, self.width
-        x = nn.relu(nn.Conv(width, (3, 3))(x))
+        x = nn.relu(nn.Conv(self.width, (3, 3))(pictures))
         while min(x.shape[1:3]) > 4:
-            width *= 2
-            x = nn.relu(nn.Conv(width, (3, 3), (2, 2))(x))
-            x = nn.relu(nn.Conv(width, (3, 3))(x))
+            x = nn.relu(nn.Conv(2 * self.width, (3, 3), (2, 2))(x))
+        x = nn.relu(nn.Conv(2 * self.width, (3, 3))(x))
         # Of a ReLU's features a third to a half are 0 for every picture after training.
         features = nn.gelu(nn.Dense(self.dim)(x.reshape(len(x), -1)))
         return features, nn.Dense(self.classes)(features)

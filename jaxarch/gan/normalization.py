@@ -16,6 +16,18 @@ def column_sums(rows: Float[Array, "rows features"]) -> Float[Array, " features"
     return (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0]
 
 
+def chosen(
+    table: Float[Array, "classes features"], labels: Int[Array | np.ndarray, " batch"] | None
+) -> Float[Array, "batch features"]:
+    """The row of each label, as a product: the gradient of a look-up is a loop.
+
+    Raises ValueError where there are no labels.
+    """
+    if labels is None:
+        raise ValueError("a conditional network needs labels.")
+    return jax.nn.one_hot(labels, len(table), dtype=table.dtype) @ table
+
+
 def batch_norm(
     x: Float[Array, "*batch features"],
     scale: Float[Array, "*#batch features"],
@@ -62,10 +74,8 @@ class BatchNorm(nn.Module):
         running_mean: Any = self.variable("batch_stats", "mean", jnp.zeros, (features,), wide.dtype)
         running_variance: Any = self.variable("batch_stats", "var", jnp.ones, (features,), wide.dtype)
         if self.classes:
-            # As a product, whose gradient is one too, where that of a look-up is a loop.
-            chosen = jax.nn.one_hot(labels, self.classes, dtype=scale.dtype)
             each = (len(x), *[1] * (x.ndim - 2), features)
-            scale, bias = (chosen @ scale).reshape(each), (chosen @ bias).reshape(each)
+            scale, bias = chosen(scale, labels).reshape(each), chosen(bias, labels).reshape(each)
         if not train:
             normalized = (wide - running_mean.value) * jax.lax.rsqrt(running_variance.value + self.eps)
             return (normalized * scale + bias).astype(x.dtype)

@@ -19,12 +19,11 @@ def power_iteration(
 
     vector: an estimate of it. The gradient of the value is that with both singular vectors held fixed (eq. 11).
     """
-    fixed = jax.lax.stop_gradient(matrix)
     vector = _unit(vector, eps)
-    left = _unit(fixed @ vector, eps)
+    left = _unit(matrix @ vector, eps)
     for _ in range(steps):
-        vector = _unit(left @ fixed, eps)
-        left = _unit(fixed @ vector, eps)
+        vector = _unit(left @ matrix, eps)
+        left = _unit(matrix @ vector, eps)
     left, vector = jax.lax.stop_gradient((left, vector))
     return left @ matrix @ vector, vector
 

@@ -18,6 +18,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
@@ -36,14 +37,14 @@ CANDIDATES = 100  # texts among which a picture's own is sought (Xu et al. 2018,
 class Texts(NamedTuple):
     """Texts as tokens for an encoder, or as what a fixed encoder made of each token; mask: 1, of padding 0."""
 
-    tokens: Int[Array, "batch length"] | Float[Array, "batch length dim"]
-    mask: Int[Array, "batch length"]
+    tokens: Int[Array | np.ndarray, "batch length"] | Float[Array | np.ndarray, "batch length dim"]
+    mask: Int[Array | np.ndarray, "batch length"]
 
 
 class Captions(NamedTuple):
     """A batch: pictures and their texts."""
 
-    pixels: UInt8[Array, "batch height width channels"]
+    pixels: UInt8[Array | np.ndarray, "batch height width channels"]
     texts: Texts
 
 
@@ -75,7 +76,7 @@ class Matcher(nn.Module):
         return self.look(pictures), self.read(texts), jnp.exp(self.log_scale)
 
     def read(self, texts: Texts) -> Float[Array, "batch dim"]:
-        tokens, mask = texts
+        tokens, mask = map(jnp.asarray, texts)
         hidden = tokens if self.text is None else cast(Any, self.text)(tokens, segments=mask).hidden
         weights = mask[..., None].astype(hidden.dtype)
         mean = (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
@@ -157,13 +158,16 @@ class Generator(nn.Module):
         *rest, first = widths(self.size, self.features)
         x = nn.Dense(SMALLEST * SMALLEST * first, dtype=self.dtype, name="dense")(said)
         x = x.reshape(-1, SMALLEST, SMALLEST, first)
-        for number, width in enumerate([*rest[::-1], None]):
+
+        def styled(x: Array, number: int) -> Array:
             style = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name=f"style_{number}")(said)[:, None, None]
             scale, shift = jnp.split(style, 2, -1)
-            x = nn.relu(unit(x) * x.shape[-1] ** 0.5 * (1 + scale) + shift)
-            if width is not None:
-                x = TransposedConvolution(width, name=f"up_{number}")(x)
-        return jnp.tanh(TransposedConvolution(self.channels, use_bias=True, name="picture")(x))
+            return nn.relu(unit(x) * x.shape[-1] ** 0.5 * (1 + scale) + shift)
+
+        for number, width in enumerate([*rest[::-1], max(self.features // 2, 1)]):
+            x = TransposedConvolution(width, name=f"up_{number}")(styled(x, number))
+        # Not transposed: what overlaps in one would be seen as a chequered pattern.
+        return jnp.tanh(Convolution(self.channels, 3, use_bias=True, name="picture")(styled(x, len(rest) + 1)))
 
 
 class Discriminator(nn.Module):

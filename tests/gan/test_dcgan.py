@@ -163,6 +163,15 @@ def test_sizes_and_channels(size, channels):
     assert jax.eval_shape(lambda v: discriminator.apply(v, two, train=False), d).shape == (1,)
 
 
+def test_layers_are_as_wide_as_the_picture_is_small():
+    generator, discriminator = dcgan(CONFIG, (32, 32, 3))
+    g = jax.eval_shape(generator.init, KEY, jnp.ones((1, 3)))["params"]
+    d = jax.eval_shape(discriminator.init, KEY, jnp.ones((1, 32, 32, 3)))["params"]
+    assert [g[name]["kernel"].shape[2:] for name in ("up_0", "up_1", "picture")] == [(4, 8), (2, 4), (3, 2)]
+    assert [d[name]["kernel"].shape[2:] for name in ("down_0", "down_1", "down_2")] == [(3, 2), (2, 4), (4, 8)]
+    assert g["dense"]["kernel"].shape == (3, 16 * 8) and d["logit"]["kernel"].shape == (16 * 8, 1)
+
+
 def test_widths_are_those_of_the_paper():
     """Fig. 1: 64 pixels, 1024 features at 4 x 4, 128 at 32 x 32. Beyond, no wider."""
     assert widths(64, 128) == [128, 256, 512, 1024] and widths(8, 5) == [5] and widths(128, 1)[-2:] == [8, 8]
@@ -213,6 +222,15 @@ def test_a_step_moves_all_there_is(config, told, game):
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(new))
     # A difference of logits has no bias, a matrix of one column one singular vector.
     assert still <= {"['logit']['bias']", "['spectral']['logit']['vector']"}
+
+
+def test_labels_that_are_missing():
+    for network, x in (
+        (Generator(8, 1, 3, classes=2), jnp.ones((1, 3))),
+        (Discriminator(classes=2), np.ones((1, 8, 8, 1))),
+    ):
+        with pytest.raises(ValueError, match="a conditional network needs labels"):
+            network.init(KEY, x)
 
 
 @pytest.mark.parametrize(

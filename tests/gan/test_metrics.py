@@ -57,6 +57,14 @@ def test_frechet_distance_of_singular_covariances():
     np.testing.assert_allclose(metrics.frechet(collapsed, few), np.sum((few[0] - mean) ** 2) + variance.sum(), 1e-6)
 
 
+@pytest.mark.parametrize("counts", [(30, 40), (5, 40), (30, 7), (5, 7)])
+def test_frechet_distance_of_samples_is_that_of_their_moments(counts):
+    """Fewer samples than features, or more, on either side."""
+    sets = [gaussian(count, 12, seed, seed / 3, 1 + seed).astype(float) for seed, count in enumerate(counts)]
+    moments = [part for one in sets for part in (one.mean(axis=0), np.cov(one, rowvar=False))]
+    np.testing.assert_allclose(metrics.frechet(*sets), metrics.frechet_distance(*moments), rtol=1e-7)
+
+
 def test_frechet_interval_holds_the_mean_and_the_bias_is_gone():
     """64 features of 250 samples, moved by 1 and 1.1 times as wide: 1 + 64 * 0.01 = 1.64 for infinitely many."""
     found = []
@@ -93,9 +101,7 @@ def test_kernel_distance_is_unbiased_and_its_error_true():
     E (x y + 1)^3 of independent x and y is 1 + 3 m m' + 3 s s' + t t' in their first three moments: for N(0, 1) and
     N(1, 1) these are 0, 1, 0 and 1, 2, 4, so the distance is (1 - 0)^2 * 3 + 3 * (2 - 1)^2 + (4 - 0)^2 = 22.
     """
-    found = [
-        metrics.kernel_distance(gaussian(40, 8, 2 * i), gaussian(60, 8, 2 * i + 1), subsets=10) for i in range(60)
-    ]
+    found = [metrics.kernel_distance(gaussian(40, 8, 2 * i), gaussian(60, 8, 2 * i + 1), subsets=10) for i in range(60)]
     same = np.array(found)[:, 0]
     assert abs(same.mean()) < 3 * same.std() / 60**0.5 < 0.05
     found = [estimate_of_moved(i, subsets=20) for i in range(50)]

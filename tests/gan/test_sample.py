@@ -15,7 +15,9 @@ from PIL import Image
 
 from jaxarch.data.images import load_images, scaled, unscaled
 from jaxarch.gan import sample as command_line
-from jaxarch.gan.finished import _composed, _described, pictures, restored
+from jaxarch.gan.dcgan import DCGANConfig, dcgan
+from jaxarch.gan.finished import _composed, _described, pictures, restored, takes
+from jaxarch.gan.stylegan2 import StyleGAN2Config, stylegan2
 from jaxarch.run import load
 from jaxarch.run.checkpoint import Checkpoints
 from jaxarch.run.program import Carry
@@ -172,8 +174,10 @@ def test_bad_input_is_one_clear_line(name, options, message, runs, command, tmp_
 
 
 def test_a_module_as_json_and_back():
-    for module in (dots.Dots(3, (4, 4, 1), 10, jnp.bfloat16), dots.Plain(3, (4, 4, 1))):
+    networks = [dcgan(DCGANConfig(), (8, 8, 1), 10)[0], stylegan2(StyleGAN2Config(), (8, 8, 3))[0]]
+    for module in (dots.Dots(3, (4, 4, 1), 10, jnp.bfloat16), *networks):
         assert _composed(json.loads(json.dumps(_described(module)))) == module
+    assert [takes(module, "truncation") for module in networks] == [False, True]
     with pytest.raises(TypeError, match="Dots.latent_dim is <function"):
         _described(dots.Dots(lambda x: x, (4, 4, 1)))
 

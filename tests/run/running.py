@@ -30,9 +30,8 @@ def exit_code(module: ModuleType, *arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["program", *map(str, arguments)])
         try:
-            main(
-                module.experiment, module.Config, {"wide": module.Config(dim=7)} if "line" in module.__name__ else None
-            )
+            presets = {"wide": module.Config(dim=7)} if "line" in module.__name__ else getattr(module, "PRESETS", None)
+            main(module.experiment, module.Config, presets)
         except SystemExit as exit_:
             return int(exit_.code or 0)
     return 0

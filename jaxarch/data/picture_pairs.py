@@ -9,7 +9,9 @@ Pairs (`load_picture_pairs`):
 
 Two kinds (`load_two_kinds`), of which no picture of the one has its counterpart in the other:
 
-    digits             in white on black, and other ones in blue ink on paper
+    digits             in white on black, and other ones in yellow chalk on a green board
+    ink                in white on black, and other ones in blue ink on paper: what is light in one kind is dark in the
+                       other, so that translations which confuse figure and ground come back as well
     emoji              on white, and other ones at night
     a folder           `trainA`, `trainB` and perhaps `testA`, `testB`, as the data sets of Zhu et al. 2017; or `A` and
                        `B`
@@ -22,6 +24,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 
 InputName = Literal["outline", "gray"]
 BUILT_IN = ("emoji", "digits")
-INK, PAPER = np.array([40, 50, 140]), np.array([245, 235, 205])
+# What is white and what is black in other colours.
+LOOKS = {"digits": ((250, 240, 150), (30, 80, 60)), "ink": ((40, 50, 140), (245, 235, 205))}
 NIGHT = np.array([24, 32, 72])
 DIM = 0.8  # how bright things are at night
 
@@ -134,15 +138,18 @@ def load_two_kinds(
     seed: int = 0,
     say: Say = lambda line: None,
 ) -> PictureTranslations:
-    """Read two kinds of pictures; the options are those of `load_picture_pairs`. Raises ConfigError."""
+    """Read two kinds of pictures; the options are those of `load_picture_pairs`. Raises ConfigError.
+
+    path: "digits", "ink", "emoji" or a folder.
+    """
     _check(held_out, size)
     truth = None
-    if path in BUILT_IN:
+    if path == "emoji" or path in LOOKS:
         if gray:
             raise ConfigError(f"--gray would leave little of --data {path}, whose two kinds differ in colour.")
-        alpha = path == "emoji"
-        data = load_images(path, size=size, alpha=alpha, held_out=held_out, split_seed=split_seed, cache=cache)
-        kinds = by_day_and_night if alpha else on_black_and_on_paper
+        source, alpha = ("emoji", True) if path == "emoji" else ("digits", False)
+        data = load_images(source, size=size, alpha=alpha, held_out=held_out, split_seed=split_seed, cache=cache)
+        kinds = by_day_and_night if alpha else partial(in_two_looks, look=path)
         both, truth_of = kinds(_pixels(data.pictures)), kinds(_pixels(data.validation))
         # Each picture is of one kind alone.
         halves = np.random.default_rng(split_seed).permutation(len(both.a))
@@ -186,11 +193,12 @@ def outlines(pixels: Pixels) -> UInt8[np.ndarray, "pictures height width 1"]:
     return (255 - np.clip(np.round(2 * length), 0, 255)).astype(np.uint8)
 
 
-def on_black_and_on_paper(pixels: Pixels) -> PicturePair:
-    """White on black, and the same strokes in ink on paper; both in colour."""
+def in_two_looks(pixels: Pixels, look: str) -> PicturePair:
+    """White on black, and the same in the colours of `LOOKS`; both in colour."""
     white = pixels[..., :1] / np.float32(255)
-    paper = np.round(white * INK + (1 - white) * PAPER).astype(np.uint8)
-    return PicturePair(np.repeat(pixels[..., :1], 3, -1), paper)
+    figure, ground = LOOKS[look]
+    other = np.round(white * np.array(figure) + (1 - white) * np.array(ground)).astype(np.uint8)
+    return PicturePair(np.repeat(pixels[..., :1], 3, -1), other)
 
 
 def by_day_and_night(pixels: UInt8[np.ndarray, "pictures height width 4"]) -> PicturePair:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxarch.convolution import convolve
 from jaxarch.gan.convolution import DEFAULT_INIT, Convolution, TransposedConvolution
 from jaxarch.gan.objectives import OBJECTIVES, ObjectiveName
-from jaxarch.gan.pix2pix import NormName, normalized
+from jaxarch.gan.pix2pix import NormName, PatchDiscriminator, normalized
 from jaxarch.gan.training import OptimConfig, decay_of_average, direction
 from jaxarch.run import ConfigError, Index, Metrics
 
@@ -93,6 +93,26 @@ class ResNetGenerator(nn.Module):
             x = layer(x, TransposedConvolution, f"up_{i}", features=self.features * 2**i, size=3)
         x = ReflectedConvolution(self.channels, 7, use_bias=True, name="last")(x)
         return jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+@dataclass(frozen=True)
+class CycleGANConfig:
+    features: int = 64
+    """of the generators' outermost layers"""
+    halvings: int = 2
+    """how often a generator halves the picture"""
+    blocks: int = 9
+    """residual blocks of a generator"""
+    d_features: int = 64
+    """of the discriminators' first layer, which later ones have up to 8 times"""
+    strided: int = 3
+    """layers by which a discriminator halves the picture: a logit sees 16 pixels with 1, 34 with 2, 70 with 3"""
+    norm: Literal["instance", "none"] = "instance"
+
+    def __post_init__(self) -> None:
+        for name, least in (("features", 1), ("halvings", 0), ("blocks", 0), ("d_features", 1), ("strided", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below {least}.")
 
 
 # --- the history --------------------------------------------------------------------------------
@@ -165,6 +185,16 @@ class Both(NamedTuple):
 
     a: Any
     b: Any
+
+
+def cyclegan(config: CycleGANConfig, channels: Both, dtype: Any = jnp.float32) -> tuple[Both, Both]:
+    """The generators of pictures of so many channels of each kind, and the discriminators."""
+
+    def generator(channels: int) -> ResNetGenerator:
+        return ResNetGenerator(channels, config.features, config.halvings, config.blocks, config.norm, dtype=dtype)
+
+    judge = PatchDiscriminator(config.d_features, config.strided, config.norm, dtype)
+    return Both(generator(channels.a), generator(channels.b)), Both(judge, judge)
 
 
 @flax.struct.dataclass

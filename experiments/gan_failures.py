@@ -1,7 +1,7 @@
 """What goes wrong in GANs, measured, and what cures it: many seeds and a grid of settings, side by side.
 
     python -m experiments.gan_failures
-    python -m experiments.gan_failures --data ring --seeds 20 --treatments non_saturating packed relativistic_r1_r2
+    python -m experiments.gan_failures --data grid --seeds 20 --treatments non_saturating packed relativistic_r1_r2
 
 Each treatment is the game of `experiments.gan_toy` with another objective or cure, played by all members at once:
 `--seeds` seeds with one setting, and one seed at each point of a grid of learning rates and gammas. Beside the usual
@@ -46,7 +46,7 @@ CONVERGED = 0.2  # reverse KL in nats: a fifth of the modes may be missing, log(
 
 @dataclass(frozen=True)
 class Config:
-    data: Literal["ring", "grid"] = "grid"
+    data: Literal["ring", "grid"] = "ring"
     """8 Gaussians on a circle, or 25 on a square"""
     treatments: tuple[str, ...] = tuple(TREATMENTS)
     """games to play, by name"""
@@ -68,7 +68,7 @@ class Config:
     """hidden layers of each network"""
     gamma: float = 1.0
     """weight of the penalty, of the seeds' setting"""
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-3, beta1=0.5))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=2e-3, beta1=0.5))
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.treatments if name not in TREATMENTS]

@@ -22,7 +22,8 @@ def test_the_mixture_has_its_modes(mixture, modes):
 
 def test_where_the_modes_lie():
     np.testing.assert_allclose(np.linalg.norm(ring().centres, axis=1), 1)
-    assert sorted({float(x) for x in grid().centres[:, 0]}) == [-4, -2, 0, 2, 4]
+    assert sorted({float(x) for x in grid().centres[:, 0]}) == [-1, -0.5, 0, 0.5, 1]
+    assert grid().scale / 0.5 == 0.05 / 2
     assert len({tuple(centre) for centre in grid().centres}) == 25
 
 

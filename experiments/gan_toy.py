@@ -1,7 +1,9 @@
 """A GAN on mixtures whose modes can be counted.
 
-python -m experiments.gan_toy --replicas 10
-python -m experiments.gan_toy --data grid --game.objective non_saturating --game.penalty none --replicas 10
+python -m experiments.gan_toy --replicas 10 --scan 200
+python -m experiments.gan_toy grid --replicas 10 --scan 200
+python -m experiments.gan_toy grid --game.objective non_saturating --game.penalty none --replicas 10 --scan 200
+python -m experiments.gan_toy stacked
 """
 
 from __future__ import annotations
@@ -72,7 +74,11 @@ class Config:
 
 
 PRESETS = {
-    "grid": Config(data="grid"),
+    "grid": Config(
+        data="grid",
+        game=GameConfig(gamma=0.1, gamma_final=0.1),
+        optim=OptimConfig(learning_rate=2e-3, final=0.01, average=50.0),
+    ),
     "stacked": Config(
         data="stacked",
         steps=3000,

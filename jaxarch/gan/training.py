@@ -228,7 +228,13 @@ def make_init(
         batch = len(jax.tree.leaves(samples)[0])
         latents = latents_of(generator, noise_key, batch)
         g = dict(generator.init({"params": g_key, **streams(noise_key)}, latents, condition))
-        d = dict(discriminator.init({"params": d_key, **streams(noise_key)}, packed(jax.tree.map(jnp.asarray, samples), game.pack), condition))
+        d = dict(
+            discriminator.init(
+                {"params": d_key, **streams(noise_key)},
+                packed(jax.tree.map(jnp.asarray, samples), game.pack),
+                condition,
+            )
+        )
         g_params, d_params = g.pop("params"), d.pop("params")
         return GANState(
             generator=g_params,

@@ -13,11 +13,13 @@ classifier of the data itself (`val/fid[digits-cnn]` and its like) beside their 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 
 from jaxarch.data.images import ImageData, Pictures, load_images, scaled
@@ -95,7 +97,23 @@ def experiment(config: Config) -> Experiment:
     conditional = config.told is not None
     given = (config.told,) if config.told else ()
     classes = len(data.classes) if conditional else 0
-    generator, discriminator = dcgan(config.model, data.shape, classes, *given, dtype=PRECISIONS[config.precision])
+    networks = dcgan(config.model, data.shape, classes, *given, dtype=PRECISIONS[config.precision])
+    return played(config, data, *networks, conditional)
+
+
+def played(
+    config: Config,
+    data: ImageData,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    conditional: bool,
+    variants: Mapping[str, dict[str, Any]] = {},
+) -> Experiment:
+    """The game of any two networks on these pictures.
+
+    conditional: both are told labels.
+    variants: of the report's panels, by the names of their files: options of the generator's call.
+    """
     augment = augmentation(config)
     name, extractor = extractor_of(data, config.inception_weights)
     some = jax.tree.map(lambda leaf: leaf[: config.game.pack], data.validation)
@@ -113,7 +131,7 @@ def experiment(config: Config) -> Experiment:
         evaluate=lambda state, key: {},  # all that is known of fakes is found on the host
         data=data.train,
         batch_size=config.batch_size * config.game.critics,
-        report=make_report(generator, data, extractor, config.steps, conditional),
+        report=make_report(generator, data, extractor, config.steps, conditional, variants),
         monitor=f"val/fid[{name}]",
         hypers=hypers(config.game, config.optim),
         assets=assets,

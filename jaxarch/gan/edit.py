@@ -4,7 +4,7 @@ python -m jaxarch.gan.edit runs/stylegan/demo mixing --layers 2 3
 python -m jaxarch.gan.edit runs/stylegan/demo interpolate --count 4 --frames 20
 python -m jaxarch.gan.edit runs/stylegan/demo truncation
 python -m jaxarch.gan.edit runs/stylegan/demo directions --count 5 --layers 0 1
-python -m jaxarch.gan.edit runs/stylegan/demo project face.png other.png --free True
+python -m jaxarch.gan.edit runs/stylegan/demo project face.png other.png --free
 
 mixing: each row's styles with each column's. interpolate: a film from pictures to pictures. truncation: pictures with
 styles more and more like the mean one. directions: pictures moved along those directions that change most (SeFa).
@@ -69,7 +69,7 @@ class Arguments:
     frames: int = 24
     """of a film, from one picture to the next, or there and back"""
     layers: tuple[int, ...] = ()
-    """layers, from 0 on, that mixing takes of the columns (default: the later half), and that directions are of (all)"""
+    """from 0 on: those that mixing takes of the columns (default: the later half), that directions are of (all)"""
     truncation: float = 1.0
     """draws styles towards their mean: 1 not at all, 0 all the way"""
     amount: float = 1.0
@@ -160,7 +160,7 @@ def mixing(editor: Editor, arguments: Arguments, output: Path) -> None:
     layers = arguments.layers or range(cast(Any, editor.generator).layers // 2, cast(Any, editor.generator).layers)
     _check_layers(layers, cast(Any, editor.generator).layers)
     rows, columns = editor.styles(arguments.count, 0), editor.styles(arguments.count, 1)
-    cells = mixing_grid(rows, columns, list(layers))
+    cells = jax.jit(mixing_grid, static_argnums=2)(rows, columns, tuple(layers))
     left, above = editor.pictures(rows), editor.pictures(columns)
     inner = editor.pictures(cells.reshape(-1, *cells.shape[2:])).reshape(*cells.shape[:2], *left.shape[1:])
     whole = np.full((len(rows) + 1, len(columns) + 1, *left.shape[1:]), 255, np.uint8)
@@ -174,11 +174,11 @@ def interpolate(editor: Editor, arguments: Arguments, output: Path) -> None:
     if arguments.space == "styles":
         _check_styles(editor, "--space styles")
         points = jnp.stack([editor.styles(count, place) for place in range(4)])
-        film = through(points, linear, frames)
+        film = jax.jit(through, static_argnums=(1, 2))(points, linear, frames)
         pixels = editor.pictures(film.reshape(-1, *film.shape[2:]))
     else:
         points = jnp.stack([editor.latents(count, place) for place in range(4)])
-        film = through(points, spherical, frames)
+        film = jax.jit(through, static_argnums=(1, 2))(points, spherical, frames)
         labels = editor.labels(count)
         tiled = None if labels is None else jnp.tile(labels, len(film))
         pixels = editor.plain(film.reshape(-1, film.shape[-1]), tiled)
@@ -195,21 +195,25 @@ def truncation(editor: Editor, arguments: Arguments, output: Path) -> None:
 def along(editor: Editor, arguments: Arguments, output: Path) -> None:
     """A row for each direction, one picture moved along it; as a film, there and back, several pictures."""
     count, layers = arguments.count, list(arguments.layers) or None
-    found, _ = directions(editor.variables["params"], count, layers)
-    _, deviation = style_statistics(editor.generator, editor.variables, editor.key, 1000, 1, editor.labels(1))
+    found = jax.jit(lambda params: directions(params, count, layers)[0])(editor.variables["params"])
+    own = editor.labels(1)
+    deviation = jax.jit(lambda v: style_statistics(editor.generator, v, editor.key, 1000, 1, own)[1])(editor.variables)
     reach = arguments.amount * deviation[0]
     # ToRGB, the last of the styles, goes along where all layers do.
     styles = editor.styles(1)
 
-    def at(share: float) -> Array:
-        return jnp.concatenate([moved(styles, one, reach * share, layers) for one in found])
+    @jax.jit
+    def at(shares: Array) -> Array:
+        """The picture's styles moved by each share along each direction."""
+        every = jax.vmap(lambda share: jax.vmap(lambda one: moved(styles, one, reach * share, layers)[0])(found))
+        return every(shares).reshape(-1, *styles.shape[1:])
 
-    columns = editor.pictures(jnp.concatenate([at(float(share)) for share in AMOUNTS]))
+    columns = editor.pictures(at(jnp.asarray(AMOUNTS, jnp.float32)))
     table = columns.reshape(len(AMOUNTS), len(found), *columns.shape[1:]).swapaxes(0, 1)
     picture, film = outputs("directions", output)
     panels.save(panels.named_rows([f"direction {n + 1}" for n in range(len(found))], table), picture, scale=1)
     shares = np.sin(2 * np.pi * np.arange(arguments.frames) / arguments.frames)
-    frames = editor.pictures(jnp.concatenate([at(float(share)) for share in shares]))
+    frames = editor.pictures(at(jnp.asarray(shares, jnp.float32)))
     _film(frames.reshape(len(shares), len(found), *frames.shape[1:]), film)
 
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxarch.convolution import LAYOUT, convolve
 from jaxarch.gan.resampling import downsampled, upsampled
-from jaxarch.gan.stylegan2 import at_least_float32, resolutions
+from jaxarch.gan.stylegan2 import Labels, at_least_float32, resolutions
 from jaxarch.run import backend
 from jaxarch.run.protocol import ConfigError
 
@@ -119,7 +119,7 @@ class ResidualBlock(nn.Module):
         return x + Pointwise(x.shape[-1], nn.initializers.zeros, name="project")(activated(y))
 
 
-def embedded(module: nn.Module, labels: Int[Array, " batch"] | None, classes: int, dim: int, gain: float) -> Array:
+def embedded(module: nn.Module, labels: Labels | None, classes: int, dim: int, gain: float) -> Array:
     if labels is None:
         raise ValueError("a conditional network was given no labels.")
     table = module.param("embedding", nn.initializers.normal(gain), (classes, dim))
@@ -146,7 +146,7 @@ class R3GANGenerator(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "batch latents"],
-        condition: Int[Array, " batch"] | None = None,
+        condition: Labels | None = None,
         *,
         train: bool = True,
     ) -> Float[Array, "batch height width channels"]:
@@ -182,7 +182,7 @@ class R3GANDiscriminator(nn.Module):
     def __call__(
         self,
         samples: Float[Array, "batch height width channels"],
-        condition: Int[Array, " batch"] | None = None,
+        condition: Labels | None = None,
         *,
         train: bool = True,
     ) -> Float[Array, " batch"]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,13 @@ BATCH = 256  # fakes made at once
 SMALL = 8  # pixels along a side of what is compared where no network gives features
 
 
-def make_fakes(
-    generator: nn.Module,
-) -> Callable[..., UInt8[np.ndarray, "count height width channels"]]:
+def make_fakes(generator: nn.Module, **options: Any) -> Callable[..., UInt8[np.ndarray, "count height width channels"]]:
     """`(state, key, labels, conditional=True) -> pixels` on the host, as many as labels, by the averaged generator.
 
     conditional: the generator is told the labels.
+    options: of the generator's call, as StyleGAN's `truncation`.
     """
-    sample = jax.jit(make_sampler(generator))
+    sample = jax.jit(partial(make_sampler(generator), **options))
 
     def fakes(state: GANState, key: Key[Array, ""], labels: Int[np.ndarray, " count"], conditional: bool = True) -> Any:
         made = []
@@ -69,6 +68,7 @@ def make_report(
     extractor: Callable[[], Extractor],
     steps: int,
     conditional: bool = False,
+    variants: Mapping[str, dict[str, Any]] = {},
 ) -> Callable[[GANState, Key[Array, ""], Path], Metrics]:
     """Fakes over the same latents (`fakes.png`, over the steps `training.gif`), and metrics of as many others as there
     are held-out pictures.
@@ -76,25 +76,28 @@ def make_report(
     After the last step also fakes beside the training pictures nearest to them (`nearest.png`), and, of a conditional
     generator, what they teach a classifier (`val/cas`).
     steps: the last one's number.
+    variants: more panels over the same latents, by the names of their files: options of the generator's call.
     """
     make = make_fakes(generator)
+    panels_of = {panels.FAKES: make, **{name: make_fakes(generator, **options) for name, options in variants.items()}}
     shown = min(len(data.classes), MOST_ROWS)
 
     @cache
     def judge() -> Callable[[np.ndarray], dict[str, Array]]:
         return metrics.make_evaluate(extractor(), np.asarray(data.pictures.pixels), np.asarray(data.validation.pixels))
 
-    def draw(state: GANState, folder: Path) -> None:
+    def draw(make: Callable[..., np.ndarray], state: GANState, path: Path) -> None:
         if not conditional:
             pixels = make(state, jax.random.key(0), np.zeros(SHOWN, np.int32), False)
-            return panels.save(panels.grid(pixels), folder / panels.FAKES)
+            return panels.save(panels.grid(pixels), path)
         rows = []
         for label in range(shown):  # the same latents in all of them
             rows.append(make(state, jax.random.key(0), np.full(OF_EACH_CLASS, label, np.int32)))
-        panels.save(panels.named_rows(data.classes[:shown], np.stack(rows)), folder / panels.FAKES, scale=1)
+        panels.save(panels.named_rows(data.classes[:shown], np.stack(rows)), path, scale=1)
 
     def report(state: GANState, key: Key[Array, ""], folder: Path) -> Metrics:
-        draw(state, folder)
+        for name, by in panels_of.items():
+            draw(by, state, folder / name)
         panels.training_gif(folder)
         last = str(steps).zfill(7) in folder.parts
         # Classes as often as in the data.

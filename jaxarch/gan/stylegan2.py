@@ -13,6 +13,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -20,6 +21,7 @@ from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.resampling import convolved, convolved_down, convolved_up, downsampled, upsampled
 from jaxarch.run.protocol import ConfigError
 
+Labels = Int[Array | np.ndarray, " batch"]
 Noise = Mapping[str, Array]  # of each layer by its name, [1 or batch, height, width, 1]
 AVERAGE = 0.995  # the share of the mean style that a step keeps
 ROOT2 = 2**0.5
@@ -231,7 +233,7 @@ class MappingNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, latents: Float[Array, "batch latents"] | None, labels: Int[Array, " batch"] | None
+        self, latents: Float[Array, "batch latents"] | None, labels: Labels | None
     ) -> Float[Array, "batch features"]:
         parts = [] if latents is None else [unit(at_least_float32(latents))]
         if self.classes:
@@ -294,7 +296,7 @@ class StyleGAN2Generator(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "batch latents"],
-        condition: Int[Array, " batch"] | None = None,
+        condition: Labels | None = None,
         *,
         train: bool = True,
         truncation: float | Float[Array, ""] = 1.0,
@@ -306,7 +308,7 @@ class StyleGAN2Generator(nn.Module):
     def mapping(
         self,
         latents: Float[Array, "batch latents"],
-        condition: Int[Array, " batch"] | None = None,
+        condition: Labels | None = None,
         *,
         train: bool = True,
         truncation: float | Float[Array, ""] = 1.0,
@@ -327,7 +329,7 @@ class StyleGAN2Generator(nn.Module):
     ) -> Float[Array, "batch layers dim"]:
         return truncated(styles, self.average.value, truncation)
 
-    def _mixed(self, styles: Array, latents: Array, condition: Array | None) -> Array:
+    def _mixed(self, styles: Array, latents: Array, condition: Labels | None) -> Array:
         """From a random layer on, the style of other latents (Karras et al. 2019, sec. 3.1)."""
         shape = (len(styles), self.layers, styles.shape[-1])
         repeated = jnp.broadcast_to(styles[:, None], shape)
@@ -385,7 +387,7 @@ class StyleGAN2Discriminator(nn.Module):
     def __call__(
         self,
         samples: Float[Array, "batch height width channels"],
-        condition: Int[Array, " batch"] | None = None,
+        condition: Labels | None = None,
         *,
         train: bool = True,
     ) -> Float[Array, " batch"]:

@@ -142,7 +142,7 @@ def make_report(generator: UNet, held: PicturePair) -> Callable[[GANState, Key[A
 
     @jax.jit
     def translate(state: GANState, pictures: Array) -> Array:
-        return sample(state, None, pictures)
+        return sample(state, jnp.zeros((len(pictures), generator.latent_dim)), pictures)
 
     def report(state: GANState, key: Key[Array, ""], folder: Path) -> Metrics:
         made = translated(lambda pictures: translate(state, pictures), np.asarray(held.a))

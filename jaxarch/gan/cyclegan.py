@@ -125,16 +125,16 @@ class History(NamedTuple):
     filled: Array
 
 
-def shown(key: Key[Array, ""], history: History, fakes: Batch) -> tuple[Batch, History]:
+def shown(key: Key[Array, ""], history: History | None, fakes: Batch) -> tuple[Batch, History | None]:
     """What the discriminator is shown in place of these pictures, and the history after it (Shrivastava et al. 2017,
     sec. 2.3; Zhu et al. 2017, sec. 4).
 
     One after the other, each is stored and shown while there is room; after that, with a chance of a half, it takes
-    the place of a stored one, which is shown instead. Without slots each is shown.
+    the place of a stored one, which is shown instead. Without a history each is shown.
     """
+    if history is None:
+        return fakes, None
     slots = len(history.pictures)
-    if not slots:
-        return fakes, history
 
     def one(history: History, given: tuple[Array, Array]) -> tuple[History, Array]:
         fake, key = given
@@ -247,7 +247,9 @@ def make_init(
             discriminators.b.init(keys[3], examples.b)["params"],
         )
 
-        def empty(pictures: Any) -> History:
+        def empty(pictures: Any) -> History | None:
+            if not game.history:
+                return None
             return History(jnp.zeros((game.history, *pictures.shape[1:])), jnp.zeros((), jnp.int32))
 
         return CycleState(

@@ -36,20 +36,32 @@ def changing_sound() -> np.ndarray:
     return (tone + rng.normal(0, 0.1, 10_000) * np.repeat(rng.random(100), 100)).astype(np.float32)
 
 
+AFTER_SOUND = RNG.bit_generator.state
+
+
 @pytest.fixture(scope="module")
-def params() -> dict:
+def drawn() -> tuple[dict, jax.Array]:
+    """Parameters and features, the same ones each time that the fixture is made."""
+    rng = np.random.default_rng()
+    rng.bit_generator.state = AFTER_SOUND
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *MODEL.inputs())["params"]
 
-    def drawn(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         middle, spread = {"scale": (1, 0.3), "bias": (0, 0.3)}.get(path[-1].key, (0, 0.8))
-        return jnp.asarray(RNG.normal(middle, spread, leaf.shape), jnp.float32)
+        return jnp.asarray(rng.normal(middle, spread, leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(drawn, shapes)
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    return params, jnp.asarray(rng.normal(size=(5, 2 * SOURCE, 8)), jnp.float32)
 
 
 @pytest.fixture(scope="module")
-def memory(params) -> jax.Array:
-    features = jnp.asarray(RNG.normal(size=(5, 2 * SOURCE, 8)), jnp.float32)
+def params(drawn) -> dict:
+    return drawn[0]
+
+
+@pytest.fixture(scope="module")
+def memory(drawn) -> jax.Array:
+    params, features = drawn
     return jax.jit(lambda features: MODEL.apply({"params": params}, features, method="encode"))(features)
 
 

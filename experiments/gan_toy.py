@@ -81,7 +81,7 @@ PRESETS = {
     ),
     "stacked": Config(
         data="stacked",
-        steps=3000,
+        steps=6000,
         batch_size=64,
         latents=64,
         width=32,

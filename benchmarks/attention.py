@@ -45,7 +45,7 @@ from benchmarks.measuring import quartiles, write
 from jaxarch.attention.cost import Shape, flops, linear_flops, peak_bytes, projection_flops, visible_pairs
 from jaxarch.run import peaks
 from jaxarch.run.command import exits, parsed_or_usage, value_of
-from jaxarch.run.protocol import ConfigError, RunError
+from jaxarch.run.protocol import ConfigError, RunError, check_least
 
 PASSES: dict[str, tuple[Pass, ...]] = {
     "forward": ("forward",),
@@ -102,12 +102,8 @@ class Arguments:
             raise ConfigError(f"--implementations {wrong[0]}: there are {', '.join(sorted(known))}.")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError("--lengths must be 1 at least.")
-        for name in ("batch", "heads", "dim", "devices", "repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
-        for name in ("kv_heads", "hidden", "window", "cell_seconds", "budget"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g} is below 0.")
+        check_least(self, ("batch", "heads", "dim", "devices", "repeats"), 1)
+        check_least(self, ("kv_heads", "hidden", "window", "cell_seconds", "budget"), 0)
         if self.gibibytes <= 0:
             raise ConfigError(f"--gibibytes {self.gibibytes:g} is not above 0.")
         if self.kv_heads and self.heads % self.kv_heads:

@@ -27,7 +27,7 @@ import optax
 from benchmarks.measuring import Measure, Peer, alternating, quartiles, ratio, write
 from jaxarch.gan.dcgan import DCGANConfig, dcgan, widths
 from jaxarch.gan.training import WEIGHTS, GameConfig, OptimConfig, hypers, make_init, make_step
-from jaxarch.run import ConfigError, Experiment, backend
+from jaxarch.run import Experiment, backend, check_least
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.program import Carry, Member, Programs
 
@@ -54,9 +54,7 @@ class Arguments:
     output: Path = Path("results")
 
     def __post_init__(self) -> None:
-        for name in ("features", "batch", "steps", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("features", "batch", "steps", "rounds"), 1)
 
 
 def pictures(arguments: Arguments) -> np.ndarray:

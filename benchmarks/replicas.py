@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.measuring import quartiles, ratio, write
 from jaxarch.run.command import exits, parsed_or_usage
-from jaxarch.run.protocol import ConfigError, RunError
+from jaxarch.run.protocol import RunError, check_least
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class Arguments:
     output: Path = Path("results")
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "scan", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("seeds", "steps", "scan", "rounds"), 1)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from jaxarch.gan.cyclegan import (
 )
 from jaxarch.gan.pix2pix import mean_distance, translated
 from jaxarch.gan.training import PRECISIONS, OptimConfig
-from jaxarch.run import ConfigError, Experiment, Metrics, main
+from jaxarch.run import Experiment, Metrics, check_least, main
 
 SHOWN = 12  # held-out pictures of each kind in a report
 PICTURE = "translations.png"
@@ -77,12 +77,8 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=5e-4, beta1=0.5, beta2=0.999, final=0.1, average=2.0)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_pictures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
+        check_least(self, ("steps", "batch_size", "eval_pictures"), 1)
+        check_least(self, ("data_seed", "split_seed"), 0)
 
 
 def experiment(config: Config) -> Experiment:

@@ -39,7 +39,7 @@ from jaxarch.gan.training import (
     make_init,
     make_step,
 )
-from jaxarch.run import ConfigError, Experiment, main
+from jaxarch.run import Experiment, check_least, main
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,8 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, final=0.05)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_pictures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
+        check_least(self, ("steps", "batch_size", "eval_pictures"), 1)
+        check_least(self, ("data_seed", "split_seed"), 0)
         check_batch(self.batch_size, self.game, conditional=self.told is not None)
 
     @property

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Key
 
 from experiments import gan_toy
 from jaxarch.gan.training import GameConfig, GANState, Hypers, OptimConfig
-from jaxarch.run import ConfigError, Experiment, Index, Mean, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Index, Mean, Metrics, check_least, main
 
 PLAIN = GameConfig(penalty="none")
 TREATMENTS: dict[str, GameConfig] = {
@@ -76,8 +76,7 @@ class Config:
         unknown = [name for name in self.treatments if name not in TREATMENTS]
         if unknown or not self.treatments:
             raise ConfigError(f"--treatments {' '.join(unknown)}: there are {', '.join(TREATMENTS)}.")
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds {self.seeds} is below 1.")
+        check_least(self, ("seeds",), 1)
         if not self.rates or not self.gammas or min(*self.rates, *self.gammas) <= 0:
             raise ConfigError("--rates and --gammas are numbers above 0, at least one of each.")
         for name in self.treatments:

@@ -43,7 +43,7 @@ from jaxarch.gan.training import (
     make_sampler,
     make_step,
 )
-from jaxarch.run import ConfigError, Experiment, Index, Metrics, main
+from jaxarch.run import Experiment, Index, Metrics, check_least, main
 
 MIXTURES = {"ring": toy.ring(), "grid": toy.grid()}
 COUNTED = 2500  # points of an evaluation
@@ -74,9 +74,7 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=5e-3, beta1=0.5, final=0.01, average=50.0)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "latents", "width", "layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        check_least(self, ("steps", "batch_size", "latents", "width", "layers"), 1)
         check_batch(self.batch_size, self.game)
 
 

@@ -49,7 +49,7 @@ from jaxarch.gan.training import (
     make_sampler,
     make_step,
 )
-from jaxarch.run import ConfigError, Experiment, Metrics, main
+from jaxarch.run import Experiment, Metrics, check_least, check_not_negative, main
 
 SHOWN = 12  # held-out pictures of a report
 PICTURE = "translations.png"
@@ -88,14 +88,9 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=5e-4, beta1=0.5, beta2=0.999, average=5.0)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_pictures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
-        if not self.l1 >= 0:
-            raise ConfigError(f"--l1 {self.l1:g} is not 0 or above; 0 is off.")
+        check_least(self, ("steps", "batch_size", "eval_pictures"), 1)
+        check_least(self, ("data_seed", "split_seed"), 0)
+        check_not_negative(self, ("l1",))
         check_batch(self.batch_size, self.game, conditional=True)
 
 

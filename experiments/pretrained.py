@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from jaxarch.data.tokenization import Subwords
-from jaxarch.run import ConfigError, backend
+from jaxarch.run import ConfigError, backend, check_least
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.transformer.decoder import Decoder
 from jaxarch.transformer.decoding import sampling
@@ -84,9 +84,7 @@ class Use(NamedTuple):
 def main() -> None:
     with exits("pretrained"):
         arguments = parsed_or_usage(Arguments, "python -m experiments.pretrained", __doc__ or "", sys.argv[1:])
-        for name in ("tokens", "top"):
-            if getattr(arguments, name) < 1:
-                raise ConfigError(f"--{name} {getattr(arguments, name)} is below 1.")
+        check_least(arguments, ("tokens", "top"), 1)
         backend.prepare()
         folder = minilm() if str(arguments.folder) == "minilm" else arguments.folder.expanduser()
         print("\n".join(answer(load_pretrained(folder), arguments)))

@@ -53,7 +53,7 @@ from jaxarch.gan.text_to_image import (
     widths,
 )
 from jaxarch.gan.training import PRECISIONS, Augment, GameConfig, OptimConfig, check_batch, hypers, latents_of
-from jaxarch.run import ConfigError, Experiment, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Metrics, check_least, main
 from jaxarch.transformer.encoder import Encoder, EncoderConfig, encoder
 from jaxarch.transformer.pretrained import load_pretrained
 from jaxarch.transformer.pretrained.minilm import minilm
@@ -110,13 +110,8 @@ class Config:
     optim: OptimConfig = OptimConfig(learning_rate=4e-4, final=0.1)
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch_size", "latents", "features", "length", "matching_dim")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("matching_steps", "data_seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0.")
+        check_least(self, ("steps", "batch_size", "latents", "features", "length", "matching_dim"), 1)
+        check_least(self, ("matching_steps", "data_seed", "split_seed"), 0)
         if not self.matching_rate > 0:
             raise ConfigError(f"--matching-rate {self.matching_rate:g} is not above 0; 1e-3 is usual.")
         if self.gray and self.alpha:

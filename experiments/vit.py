@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.data.augmentation import cutmix, mixup, random_crop, random_flip
 from jaxarch.data.images import Pictures, load_images, scaled
-from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, check_not_negative, main
 from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.training import (
     PRECISIONS,
@@ -61,9 +61,7 @@ class AugmentConfig:
     """the part of a target that all classes share"""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:  # as a number that is none is not
-                raise ConfigError(f"--augment.{name} {getattr(self, name):g} is not 0 or above; 0 is off.")
+        check_not_negative(self, ("crop", "mixup", "cutmix"), "augment.")
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"--augment.smoothing {self.smoothing:g} is not in [0, 1); 0.1 is usual.")
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.lax import erf_inv
 from jaxtyping import Array, Float, Int, Key
 
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_not_negative
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Daubechies' least asymmetric wavelet with six vanishing moments, its lowpass (Daubechies 1992, table 6.3).
@@ -69,9 +69,7 @@ class AdaptiveConfig:
     """height and width of the hole, as a fraction of the picture (the paper's: 0.5)"""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value >= 0:  # as a number that is none is not
-                raise ConfigError(f"--augment.{name.replace('_', '-')} {value:g} is not 0 or above; 0 is off.")
+        check_not_negative(self, vars(self), "augment.")
         for name in ("integer_translation", "cutout"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"--augment.{name.replace('_', '-')} {getattr(self, name):g} is a fraction above 1.")

@@ -25,7 +25,7 @@ from jaxarch.gan.convolution import DEFAULT_INIT, Convolution, TransposedConvolu
 from jaxarch.gan.objectives import OBJECTIVES, ObjectiveName
 from jaxarch.gan.pix2pix import NormName, PatchDiscriminator, normalized
 from jaxarch.gan.training import OptimConfig, decay_of_average, direction
-from jaxarch.run import ConfigError, Index, Metrics
+from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
 
 Batch = Float[Array | np.ndarray, "batch height width channels"]
 
@@ -110,9 +110,8 @@ class CycleGANConfig:
     norm: Literal["instance", "none"] = "instance"
 
     def __post_init__(self) -> None:
-        for name, least in (("features", 1), ("halvings", 0), ("blocks", 0), ("d_features", 1), ("strided", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below {least}.")
+        check_least(self, ("features", "d_features"), 1, "model.")
+        check_least(self, ("halvings", "blocks", "strided"), 0, "model.")
 
 
 # --- the history --------------------------------------------------------------------------------
@@ -164,9 +163,7 @@ class CycleConfig:
     """generated pictures of each kind that are kept for the discriminators (0: the new ones alone)"""
 
     def __post_init__(self) -> None:
-        for name in ("cycle", "identity", "history"):
-            if not getattr(self, name) >= 0:  # as a number that is none is not
-                raise ConfigError(f"--game.{name} {getattr(self, name):g} is not 0 or above; 0 is off.")
+        check_not_negative(self, ("cycle", "identity", "history"), "game.")
 
 
 class CycleHypers(NamedTuple):

@@ -32,7 +32,7 @@ from jaxarch.gan.convolution import Convolution, Dense, TransposedConvolution
 from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.normalization import BatchNorm, chosen
 from jaxarch.gan.spectral import spectral_kernel
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 
 GeneratorCondition = Literal["embedding", "batch_norm"]
 DiscriminatorCondition = Literal["embedding", "projection", "auxiliary"]
@@ -68,9 +68,7 @@ class DCGANConfig:
     """tell the discriminator how much a batch's pictures differ"""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "features"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("latents", "features"), 1, "model.")
 
 
 class Embedding(nn.Module):

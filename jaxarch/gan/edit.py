@@ -44,7 +44,7 @@ from jaxarch.gan.editing import (
 from jaxarch.gan.finished import Finished, labels_of, restored
 from jaxarch.run import backend
 from jaxarch.run.command import exits, parsed_or_usage
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 
 Action = Literal["mixing", "interpolate", "truncation", "directions", "project"]
 Pixels = UInt8[np.ndarray, "count height width channels"]
@@ -138,9 +138,7 @@ class Editor:
 
 def checked(arguments: Arguments) -> Path:
     """Where to write, without an ending. Raises ConfigError for options that cannot be."""
-    for name in ("count", "frames", "steps"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name} {getattr(arguments, name)} is below 1.")
+    check_least(arguments, ("count", "frames", "steps"), 1)
     if (arguments.action == "project") != bool(arguments.pictures):
         raise ConfigError("project, and nothing else, takes files of pictures: edit RUN project FILE ...")
     output = arguments.output or arguments.run / arguments.action

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.gan.stylegan2 import Noise
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 
 Styles = Float[Array, "batch layers dim"]
 Pictures = Float[Array, "batch height width channels"]
@@ -152,9 +152,7 @@ class ProjectionConfig:
     """drawn to find the mean style and the deviation"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "latents"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("steps", "latents"), 1)
         for name in ("learning_rate", "spread", "regularization"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g} is not 0 or above.")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxarch.gan.augmentation import AugmentationState
 from jaxarch.gan.objectives import OBJECTIVES, Logits, ObjectiveName, auxiliary_loss
 from jaxarch.gan.regularizers import consistency, gradient_at, gradient_penalty, path_length_penalty, path_lengths
-from jaxarch.run import ConfigError, Index
+from jaxarch.run import ConfigError, Index, check_least, check_not_negative
 
 PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 DECAY = 0.01  # of the running mean of path lengths
@@ -56,13 +56,9 @@ class GameConfig:
     """one forward pass of the generator serves both players"""
 
     def __post_init__(self) -> None:
-        for name in ("penalty_every", "critics", "pack", "path_length_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--game.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
-        for name in ("gamma", "gamma_final", "clip", "unroll", "consistency", "mismatch", "auxiliary", "path_length"):
-            if not getattr(self, name) >= 0:  # as a number that is none is not
-                flag = f"--game.{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} {getattr(self, name):g} is not 0 or above; 0 is off.")
+        check_least(self, ("penalty_every", "critics", "pack", "path_length_every"), 1, "game.")
+        weights = ("gamma", "gamma_final", "clip", "unroll", "consistency", "mismatch", "auxiliary", "path_length")
+        check_not_negative(self, weights, "game.")
         if self.reuse_fakes and self.unroll:
             raise ConfigError("--game.reuse-fakes and --game.unroll exclude each other; leave one of them out.")
 

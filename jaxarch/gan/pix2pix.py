@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxarch.data.images import scaled, unscaled
 from jaxarch.gan.convolution import Convolution, TransposedConvolution
 from jaxarch.gan.normalization import BatchNorm
-from jaxarch.run import ConfigError
+from jaxarch.run import ConfigError, check_least
 
 NormName = Literal["instance", "batch", "none"]
 SLOPE = 0.2  # of the leaky units
@@ -166,9 +166,8 @@ class Pix2PixConfig:
     norm: NormName = "instance"
 
     def __post_init__(self) -> None:
-        for name, least in (("features", 1), ("depth", 0), ("d_features", 1), ("strided", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below {least}.")
+        check_least(self, ("features", "d_features"), 1, "model.")
+        check_least(self, ("depth", "strided"), 0, "model.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"--model.dropout {self.dropout:g} is not in [0, 1).")
 

@@ -20,7 +20,7 @@ from jaxarch.convolution import LAYOUT, convolve
 from jaxarch.gan.resampling import downsampled, upsampled
 from jaxarch.gan.stylegan2 import Labels, at_least_float32, resolutions
 from jaxarch.run import backend
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ class R3GANConfig:
     """width of what labels are embedded in"""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "channel_base", "channel_max", "blocks", "expansion", "group_width", "label_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--r3gan.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        check_least(
+            self,
+            ("latent_dim", "channel_base", "channel_max", "blocks", "expansion", "group_width", "label_dim"),
+            1,
+            "r3gan.",
+        )
 
     def channels(self, resolution: int) -> int:
         return min(max(self.channel_base // resolution, 1), self.channel_max)

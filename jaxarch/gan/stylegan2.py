@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.resampling import convolved, convolved_down, convolved_up, downsampled, upsampled
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least, check_not_negative
 
 Labels = Int[Array | np.ndarray, " batch"]
 Noise = Mapping[str, Array]  # of each layer by its name, [1 or batch, height, width, 1]
@@ -55,15 +55,14 @@ class StyleGAN2Config:
     """largest activation (0: no bound); 256 is usual in bf16"""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max", "group"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        check_least(
+            self, ("latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max", "group"), 1, "model."
+        )
         if not self.mapping_rate > 0:
             raise ConfigError(f"--model.mapping-rate {self.mapping_rate:g} is not above 0; 0.01 is usual.")
         if not 0 <= self.mixing <= 1:
             raise ConfigError(f"--model.mixing {self.mixing:g} is not in [0, 1]; 0.9 is usual.")
-        if not self.clamp >= 0:
-            raise ConfigError(f"--model.clamp {self.clamp:g} is not 0 or above; 0 is off.")
+        check_not_negative(self, ("clamp",), "model.")
 
     def channels(self, resolution: int) -> int:
         return min(max(self.channel_base // resolution, 1), self.channel_max)

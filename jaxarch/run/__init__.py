@@ -12,6 +12,8 @@ from jaxarch.run.protocol import (
     Metrics,
     RunError,
     State,
+    check_least,
+    check_not_negative,
 )
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "Metrics",
     "RunError",
     "State",
+    "check_least",
+    "check_not_negative",
     "load",
     "main",
 ]

@@ -28,7 +28,7 @@ from jaxarch.run.console import Console, clock, heard, sparkline
 from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
 from jaxarch.run.metrics import Log, draw, read, summary
 from jaxarch.run.program import Carry, Programs, members
-from jaxarch.run.protocol import ConfigError, Experiment, RunError
+from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least
 
 # On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
 FREE_ON_RESUME = {"stop_at", "eval_every", "checkpoint_every", "scan", "log", "profile", "name", "runs", "resume"}
@@ -65,9 +65,7 @@ class Options:
     """record ten steps for Perfetto"""
 
     def __post_init__(self) -> None:
-        for name in ("scan", "replicas"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("scan", "replicas"), 1)
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0; 0 is the default.")

@@ -6,7 +6,7 @@ transformation of these functions, written once in this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,6 +77,26 @@ class ConfigError(Exception):
 
 class RunError(Exception):
     """A run that began cannot go on: one line that says why and what is kept. Exit code 1."""
+
+
+def check_least(config: Any, names: Iterable[str], least: int, prefix: str = "") -> None:
+    """Raises ConfigError for the first of a configuration's numbers of these names that is below `least`.
+
+    prefix: of its options, as `model.`.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value < least:
+            said = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"--{prefix}{name.replace('_', '-')} {said} is below {least}.")
+
+
+def check_not_negative(config: Any, names: Iterable[str], prefix: str = "") -> None:
+    """Raises ConfigError for the first of these numbers, of which 0 turns something off, that is not 0 or above."""
+    for name in names:
+        if not getattr(config, name) >= 0:  # as a number that is none is not
+            option = f"--{prefix}{name.replace('_', '-')}"
+            raise ConfigError(f"{option} {getattr(config, name):g} is not 0 or above; 0 is off.")
 
 
 def mean(value: jax.Array, weight: jax.Array | float = 1.0) -> Mean:

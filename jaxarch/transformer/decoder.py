@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.layers import (
@@ -85,9 +85,7 @@ class ModelConfig:
     """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("layers", "heads", "dim"), 1, "model.")
         for name in ("kv_heads", "head_width", "mlp_dim", "soft_cap", "attention_scale", "attention_soft_cap"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxarch.attention.cost import flops, projection_flops
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 from jaxarch.transformer.attention import PROJECTIONS, Rotary, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.layers import ACTIVATIONS, Dense, Embedding, FeedForward, LayerNorm
@@ -49,9 +49,7 @@ class EncoderConfig:
     """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "dim", "types"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("layers", "heads", "dim", "types"), 1, "model.")
         if self.mlp_dim < 0:
             raise ConfigError(f"--model.mlp-dim {self.mlp_dim} is below 0; 0 is the default.")
         if self.dim % self.heads:

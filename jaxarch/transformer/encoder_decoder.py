@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.data.pairs import Specials
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 from jaxarch.transformer.attention import PROJECTIONS, CrossAttention, Rotary, SelfAttention
 from jaxarch.transformer.beams import Beams, beam_search
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
@@ -84,9 +84,7 @@ class EncoderDecoderConfig:
     """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("layers", "heads", "dim"), 1, "model.")
         for name in ("decoder_layers", "head_width", "mlp_dim"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")

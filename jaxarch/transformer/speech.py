@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxarch.attention.cache import Cache, empty_cache, next_positions
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 from jaxarch.transformer.attention import CrossAttention, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, stack
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense, Embedding, FeedForward, LayerNorm, dense, exact_gelu
@@ -51,9 +51,7 @@ class SpeechConfig:
     """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "decoder_layers", "heads", "decoder_heads", "dim", "bands"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name.replace('_', '-')} {getattr(self, name)} is below 1.")
+        check_least(self, ("layers", "decoder_layers", "heads", "decoder_heads", "dim", "bands"), 1, "model.")
         for name in ("mlp_dim", "decoder_mlp_dim"):
             if getattr(self, name) < 0:
                 option = name.replace("_", "-")

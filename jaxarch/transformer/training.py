@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.text import Tokens
-from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics
+from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics, check_least
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -77,9 +77,7 @@ class OptimConfig:
         for name, low, high in (("beta1", 0, 1), ("beta2", 0, 1), ("ema", 0, 1), ("final", 0, 1.0000001)):
             if not low <= getattr(self, name) < high:
                 raise ConfigError(f"--optim.{name} {getattr(self, name):g} is not in [{low}, 1).")
-        for name in ("warmup", "clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--optim.{name.replace('_', '-')} {getattr(self, name):g} is below 0.")
+        check_least(self, ("warmup", "clip", "weight_decay"), 0, "optim.")
         if self.accumulate < 1:
             raise ConfigError(f"--optim.accumulate {self.accumulate} is below 1.")
 
@@ -88,10 +86,8 @@ def check_sizes(config: Any, counts: Sequence[str], seeds: Sequence[str]) -> Non
     """Of an experiment's configuration. Raises ConfigError where a count is below 1 or a seed below 0, or where the
     micro-batches do not divide the batch.
     """
-    for names, least in ((counts, 1), (seeds, 0)):
-        for name in names:
-            if getattr(config, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below {least}.")
+    check_least(config, counts, 1)
+    check_least(config, seeds, 0)
     if config.batch_size % config.optim.accumulate:
         raise ConfigError(
             f"--optim.accumulate {config.optim.accumulate} does not divide --batch-size {config.batch_size}."

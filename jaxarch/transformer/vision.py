@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float64, PyTree
 
-from jaxarch.run.protocol import ConfigError
+from jaxarch.run.protocol import ConfigError, check_least
 from jaxarch.transformer.attention import PROJECTIONS, SelfAttention
 from jaxarch.transformer.blocks import Block, Context, Depth, MakeModule, attention_weights, stack
 from jaxarch.transformer.layers import ACTIVATIONS, ActivationName, Dense, FeedForward, LayerNorm, dense
@@ -49,9 +49,7 @@ class VisionConfig:
     """compile one layer and loop over it: compiles deep stacks sooner, runs slower on CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--model.{name} {getattr(self, name)} is below 1.")
+        check_least(self, ("layers", "heads", "dim"), 1, "model.")
         if min(self.patch) < 1:
             raise ConfigError(f"--model.patch {self.patch[0]} {self.patch[1]} has a side below 1.")
         if self.dim % self.heads:

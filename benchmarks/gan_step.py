@@ -86,7 +86,7 @@ def ours(arguments: Arguments) -> Measure:
         step=make_step(generator, discriminator, game, optim, lambda batch: (batch, None)),
         evaluate=lambda state, key: {},
         hypers=hypers(game, optim),
-        weights=WEIGHTS[:2],
+        weights=WEIGHTS,
     )
     programs = Programs(experiment, [Member(0, {})])
     first = Carry(programs.init(), programs.sums(real))

@@ -113,7 +113,7 @@ def experiment(config: Config) -> Experiment:
         monitor="val/cycle" if truth is None else "val/l1",
         hypers=hypers(config.game, config.optim),
         assets=data.save,
-        weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
+        weights=WEIGHTS,
     )
 
 

@@ -131,7 +131,7 @@ def played(
         monitor=f"val/fid[{name}]",
         hypers=hypers(config.game, config.optim),
         assets=assets,
-        weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
+        weights=WEIGHTS,
     )
 
 

@@ -59,7 +59,7 @@ class Config:
     data: Literal["ring", "grid", "stacked"] = "ring"
     """8 Gaussians on a circle, 25 on a square, or three digits stacked: 1,000 modes"""
     data_seed: int = 0
-    """seed of the data"""
+    """without effect: samples are drawn from the run's own key"""
     steps: int = 10_000
     """length of the run and of the schedule"""
     batch_size: int = 128
@@ -142,7 +142,7 @@ def experiment(config: Config) -> Experiment:
         report=report,
         monitor="val/reverse_kl",
         hypers=hypers(config.game, config.optim),
-        weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
+        weights=WEIGHTS,
     )
 
 

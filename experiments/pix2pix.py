@@ -127,7 +127,7 @@ def experiment(config: Config) -> Experiment:
         monitor="val/l1",
         hypers=hypers(config.game, config.optim),
         assets=assets,
-        weights=WEIGHTS if config.optim.average else WEIGHTS[:2],
+        weights=WEIGHTS,
     )
 
 

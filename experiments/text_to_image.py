@@ -184,7 +184,7 @@ def experiment(config: Config) -> Experiment:
         monitor="-val/r_precision",
         hypers=hypers(config.game, config.optim),
         assets=assets,
-        weights=WEIGHTS if config.optim.average else tuple(name for name in WEIGHTS if name != "average"),
+        weights=WEIGHTS,
     )
 
 

@@ -24,7 +24,7 @@ from jaxarch.convolution import convolve
 from jaxarch.gan.convolution import DEFAULT_INIT, Convolution, TransposedConvolution
 from jaxarch.gan.objectives import OBJECTIVES, ObjectiveName
 from jaxarch.gan.pix2pix import NormName, PatchDiscriminator, normalized
-from jaxarch.gan.training import OptimConfig, decay_of_average, direction
+from jaxarch.gan.training import OptimConfig, averaged, descend, direction
 from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
 
 Batch = Float[Array | np.ndarray, "batch height width channels"]
@@ -334,15 +334,11 @@ def make_step(
 
         return Both(judge(discriminators.a, params.a), judge(discriminators.b, params.b))
 
-    def descend(params: Both, opt: PyTree, grads: Both, rate: Array) -> tuple[Both, PyTree]:
-        updates, opt = transform.update(grads, opt, params)
-        return jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates), opt
-
     def step(state: CycleState, batch: Any, index: Index) -> tuple[CycleState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(state.key, index), 2)
         real = prepare(batch)
         weights = state.hypers
-        rate = weights.learning_rate * (fraction(index) if optim.final != 1 else 1.0)
+        rate = weights.learning_rate * fraction(index)
 
         def g_loss(params: Both) -> tuple[Array, Losses]:
             losses = generators_losses(
@@ -356,7 +352,7 @@ def make_step(
             return losses.adversarial + weights.cycle * around, losses
 
         (g_value, losses), g_grads = jax.value_and_grad(g_loss, has_aux=True)(state.generators)
-        generated, g_opt = descend(state.generators, state.g_opt, g_grads, rate)
+        generated, g_opt = descend(transform, state.generators, state.g_opt, g_grads, rate)
 
         fakes_a, history_a = shown(keys[0], state.history.a, losses.fakes.a)
         fakes_b, history_b = shown(keys[1], state.history.b, losses.fakes.b)
@@ -370,13 +366,8 @@ def make_step(
             return values[0] + values[1], (right[0] + right[1]) / 2
 
         (d_value, accuracy), d_grads = jax.value_and_grad(d_loss, has_aux=True)(state.discriminators)
-        judging, d_opt = descend(state.discriminators, state.d_opt, d_grads, rate * weights.ratio)
+        judging, d_opt = descend(transform, state.discriminators, state.d_opt, d_grads, rate * weights.ratio)
 
-        averages = state.averages
-        if averages is not None:
-            size = len(real.a)
-            keep = decay_of_average(index * size, size, optim)
-            averages = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), averages, generated)
         metrics: Metrics = {
             "train/g_loss": g_value,
             "train/d_loss": d_value,
@@ -392,7 +383,7 @@ def make_step(
             state,
             generators=generated,
             discriminators=judging,
-            averages=averages,
+            averages=averaged(state.averages, generated, index, len(real.a), optim),
             g_opt=g_opt,
             d_opt=d_opt,
             history=Both(history_a, history_b),

@@ -83,8 +83,12 @@ def make_report(
     shown = min(len(data.classes), MOST_ROWS)
 
     @cache
+    def training() -> np.ndarray:
+        return np.asarray(data.pictures.pixels)  # a copy, where its rows are scattered
+
+    @cache
     def judge() -> Callable[[np.ndarray], dict[str, Array]]:
-        return metrics.make_evaluate(extractor(), np.asarray(data.pictures.pixels), np.asarray(data.validation.pixels))
+        return metrics.make_evaluate(extractor(), training(), np.asarray(data.validation.pixels))
 
     def draw(make: Callable[..., np.ndarray], state: GANState, path: Path) -> None:
         if not conditional:
@@ -106,7 +110,7 @@ def make_report(
         fakes = make(state, key, labels, conditional)
         found = judge()(fakes)
         if last:
-            _draw_nearest(extractor(), fakes[:10], np.asarray(data.pictures.pixels), folder / "nearest.png")
+            _draw_nearest(extractor(), fakes[:10], training(), folder / "nearest.png")
         if last and conditional and len(data.classes) > 1:
             taught = features.trained_on_fakes(Pictures(fakes, labels, np.ones(count, np.float32)), data)
             found |= taught

@@ -25,12 +25,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxarch.data.images import scaled
-from jaxarch.gan import training
+from jaxarch.gan import dcgan, training
 from jaxarch.gan.convolution import Convolution, TransposedConvolution
+from jaxarch.gan.dcgan import SMALLEST
 from jaxarch.gan.training import Augment, GameConfig, GANState, Hypers, OptimConfig
 from jaxarch.run.protocol import ConfigError, Index, Metrics
 
-SMALLEST = 4  # pixels along a side of the smallest feature map
 CANDIDATES = 100  # texts among which a picture's own is sought (Xu et al. 2018, sec. 4)
 
 
@@ -126,11 +126,11 @@ def r_precision(
 
 
 def widths(size: int, features: int) -> list[int]:
-    """Features at each halving, from half the picture's size to 4 pixels. Raises ConfigError for other sizes."""
-    halvings = (size // SMALLEST).bit_length() - 1
-    if halvings < 1 or size != SMALLEST << halvings:
-        raise ConfigError(f"--size {size} is not 8, 16, 32, 64 or another power of two.")
-    return [features * min(1 << step, 8) for step in range(halvings)]
+    """Features at each halving, as a DCGAN's. Raises ConfigError where the size is no 4 x 2^k."""
+    try:
+        return dcgan.widths(size, features)
+    except ValueError:
+        raise ConfigError(f"--size {size} is not 8, 16, 32, 64 or another power of two.") from None
 
 
 class Generator(nn.Module):
@@ -265,8 +265,7 @@ def make_step(
 
         def match(params: PyTree, opt: PyTree) -> tuple[PyTree, PyTree, Array]:
             value, grads = jax.value_and_grad(loss)(params)
-            updates, opt = adam.update(grads, opt, params)
-            return jax.tree.map(lambda p, u: p - rate(index) * u, params, updates), opt, value
+            return *training.descend(adam, params, opt, grads, jnp.asarray(rate(index))), value
 
         due = index < matching_steps
         params, opt, value = jax.lax.cond(

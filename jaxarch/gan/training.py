@@ -238,9 +238,9 @@ def make_step(
         probability = state.augmentation.probability if state.augmentation else jnp.ones(())
         turns = [Seen(real, asked, probability) for real, asked in split(prepare(batch), game.critics)]
         batch_size = len(jax.tree.leaves(turns[0].real)[0])
-        g_rate = jnp.asarray(state.hypers.learning_rate * (rate_fraction(index) if optim.final != 1 else 1.0))
+        g_rate = state.hypers.learning_rate * rate_fraction(index)
         d_rate = g_rate * state.hypers.ratio
-        gamma = state.hypers.gamma * (gamma_fraction(index) if game.gamma_final != 1 else 1.0)
+        gamma = state.hypers.gamma * gamma_fraction(index)
 
         # --- the discriminator ---
 
@@ -353,10 +353,6 @@ def make_step(
 
         # --- what follows the players ---
 
-        average = state.average
-        if average is not None:
-            keep = decay_of_average(index * batch_size, batch_size, optim)
-            average = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), average, g)
         augmentation = state.augmentation
         if augment and augment.adapt and augmentation is not None:
             augmentation = augment.adapt(augmentation, of_real.logits, index)
@@ -365,7 +361,7 @@ def make_step(
             state,
             generator=g,
             discriminator=d,
-            average=average,
+            average=averaged(state.average, g, index, batch_size, optim),
             g_stats=g_stats,
             d_stats=d_stats,
             g_opt=g_opt,
@@ -389,6 +385,14 @@ def descend(
     """One step against the direction that `transform` makes of the gradient."""
     updates, opt = transform.update(grads, opt, params)
     return jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates), opt
+
+
+def averaged(average: PyTree, params: PyTree, index: Index, batch_size: int, optim: OptimConfig) -> PyTree:
+    """The generator's average after step `index`, which has led to these parameters; None where none is kept."""
+    if average is None:
+        return None
+    keep = decay_of_average(index * batch_size, batch_size, optim)
+    return jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), average, params)
 
 
 def layer_norms(name: str, grads: PyTree) -> Metrics:

@@ -85,7 +85,7 @@ class Config:
     """weight of the distance to the target"""
     model: Pix2PixConfig = Pix2PixConfig(features=32, d_features=32, strided=2, dropout=0.0)
     game: GameConfig = GameConfig("non_saturating", "none", reuse_fakes=True)
-    optim: OptimConfig = OptimConfig(learning_rate=5e-4, beta1=0.5, beta2=0.999, final=0.1, average=5.0)
+    optim: OptimConfig = OptimConfig(learning_rate=5e-4, beta1=0.5, beta2=0.999, average=5.0)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_pictures"):

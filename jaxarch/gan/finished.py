@@ -79,7 +79,7 @@ def pictures(
 ) -> Float[np.ndarray, "count height width channels"]:
     """As many pictures as labels, on the host; a generator without classes takes no note of what the labels are.
 
-    The first latents of a key are the same, however many follow.
+    The first latents of a key are the same, however many follow; so are a batch's other random numbers (noise).
     options: of the generator's call, as StyleGAN's `truncation`.
     """
     generator, variables, classes = finished
@@ -88,7 +88,9 @@ def pictures(
     @jax.jit
     def some(variables: PyTree, numbers: Array, labels: Array) -> Array:
         latents = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), (dim,)))(numbers)
-        return cast(Array, generator.apply(variables, latents, labels if classes else None, train=False, **options))
+        given = latents, labels if classes else None
+        rngs = streams(jax.random.fold_in(jax.random.fold_in(key, numbers[0]), 0))
+        return cast(Array, generator.apply(variables, *given, train=False, rngs=rngs, **options))
 
     out = []
     for start in range(0, len(labels), batch_size):

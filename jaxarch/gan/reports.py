@@ -38,9 +38,11 @@ def make_fakes(generator: nn.Module, **options: Any) -> Callable[..., UInt8[np.n
         made = []
         for start in range(0, len(labels), BATCH):
             some = np.resize(labels[start : start + BATCH], min(BATCH, len(labels)))  # one shape for all
-            latents = latents_of(generator, jax.random.fold_in(key, start), len(some))
-            asked = jnp.asarray(some, jnp.int32) if conditional else None
-            made.append(unscaled(np.asarray(sample(state, latents, asked), np.float32)))
+            own = jax.random.fold_in(key, start)
+            latents, asked = latents_of(generator, own, len(some)), jnp.asarray(some, jnp.int32)
+            noise_key = jax.random.fold_in(own, 0)
+            found = sample(state, latents, asked if conditional else None, noise_key)
+            made.append(unscaled(np.asarray(found, np.float32)))
         return np.concatenate(made)[: len(labels)]
 
     return fakes

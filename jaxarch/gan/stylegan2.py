@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -201,7 +202,9 @@ class StyledConv(nn.Module):
         x = modulated_convolution(x, kernel, Dense(x.shape[-1], bias=1.0, name="affine")(style), up=self.up)
         batch, height, width, _ = x.shape
         if noise is None:
-            noise = jax.random.normal(self.make_rng("noise"), (batch, height, width, 1))
+            # A key for each picture, so that its noise does not depend on how many are made with it.
+            keys = jax.vmap(partial(jax.random.fold_in, self.make_rng("noise")))(jnp.arange(batch))
+            noise = jax.vmap(lambda key: jax.random.normal(key, (height, width, 1)))(keys)
         return activated(x + (noise * strength).astype(x.dtype) + bias, self.gain, self.clamp)
 
 

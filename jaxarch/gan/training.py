@@ -198,14 +198,22 @@ def make_init(
 def make_sampler(
     generator: nn.Module,
 ) -> Callable[..., Samples]:
-    """`(state, latents, condition=None, **options) -> samples` of the averaged generator, without randomness.
+    """`(state, latents, condition=None, key=None, **options) -> samples` of the averaged generator.
 
+    key: of what is random beside the latents, as StyleGAN's noise; None: nothing is.
     options: of the generator's call, as StyleGAN's `truncation`.
     """
 
-    def sample(state: GANState, latents: Array, condition: Condition = None, **options: Any) -> Samples:
+    def sample(
+        state: GANState,
+        latents: Array,
+        condition: Condition = None,
+        key: Key[Array, ""] | None = None,
+        **options: Any,
+    ) -> Samples:
         variables = {"params": state.sampled, **state.g_stats}
-        return generator.apply(variables, latents, condition, train=False, **options)
+        rngs = None if key is None else streams(key)
+        return generator.apply(variables, latents, condition, train=False, rngs=rngs, **options)
 
     return sample
 

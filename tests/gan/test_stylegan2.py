@@ -22,6 +22,7 @@ from jaxarch.gan.stylegan2 import (
     stylegan2,
     truncated,
 )
+from jaxarch.gan.training import GANState, make_sampler
 from jaxarch.run.protocol import ConfigError
 from tests.gan.record_stylegan2 import KEY, MEAN_LENGTH, PLACE, VARIANTS, drawn, labels, networks
 
@@ -271,6 +272,30 @@ def test_every_layer_and_picture_has_noise_of_its_own(variables):
     same_size = np.concatenate([found["convs_8_0"], found["convs_8_1"]]).reshape(6, -1)
     assert np.abs(np.corrcoef(same_size) - np.eye(6)).max() < 0.5
     np.testing.assert_allclose(same_size.std(), 1, atol=0.15)
+
+
+def test_a_pictures_noise_does_not_depend_on_how_many_are_made(variables):
+    def made(count):
+        apply = jax.jit(lambda v: GENERATOR.apply(v, LATENTS[:count], LABELS[:count], train=False, rngs=RNGS))
+        return apply({**variables, "params": loud})
+
+    loud = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 1 if "noise_strength" in jax.tree_util.keystr(path) else leaf, variables["params"]
+    )
+    np.testing.assert_allclose(made(5)[:2], made(2), atol=1e-5)
+
+
+def test_the_sampler_draws_noise_where_it_is_given_a_key(variables):
+    loud = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 1 if "noise_strength" in jax.tree_util.keystr(path) else leaf, variables["params"]
+    )
+    stats = {"averages": variables["averages"]}
+    state = GANState(loud, {}, None, stats, {}, {}, {}, None, None, None, None)
+    sample = jax.jit(make_sampler(GENERATOR))
+    given = jnp.tile(LATENTS[:1], (2, 1)), LABELS[:1].repeat(2)
+    for key, alike in ((None, True), (RNGS["noise"], False)):
+        one, other = sample(state, *given, key)
+        assert np.allclose(one, other, atol=1e-5) == alike
 
 
 def test_without_a_key_the_noise_is_the_same_for_all_pictures_and_calls(variables):

@@ -13,7 +13,7 @@ Reported, at each look, of held-out pictures: input, output and target; their me
 
 Measured: 2026-11-26, two cores of an AMD EPYC with other work, jax 0.10.2, seed 0, 1,000 of the 2,000 steps, about two
 minutes: from outlines val/l1 0.068 (the outlines themselves: 0.171) with `--optim.ratio 1`; from greys 0.039 (the greys
-themselves: 0.032, which a guessed colour that is wrong is farther from the truth than). Skin and faces become yellow,
+themselves: 0.032; a wrong guess of a colour is farther from the truth than no colour). Skin and faces become yellow,
 water blue; what has no colour of its kind (a mailbox, a clock) gets a likely one, or several.
 """
 

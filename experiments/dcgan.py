@@ -60,7 +60,7 @@ class Config:
     """seed of what is held out"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 6000
+    steps: int = 9000
     """length of the run and of the schedule"""
     batch_size: int = 64
     """pictures that a player sees a step"""
@@ -70,12 +70,12 @@ class Config:
     """held-out pictures, and fakes, that an evaluation reads at most"""
     inception_weights: Path | None = None
     """file of Inception's published weights, for metrics that are compared with papers'"""
-    model: DCGANConfig = DCGANConfig()
+    model: DCGANConfig = DCGANConfig(features=128, norm="none")
     augment: Literal["none", "diff", "adaptive"] = "none"
     """what D sees changed at random: by DiffAugment, or by adaptive augmentation, where it overfits"""
     diff: DiffAugmentConfig = DiffAugmentConfig()
-    game: GameConfig = GameConfig()
-    optim: OptimConfig = OptimConfig()
+    game: GameConfig = GameConfig(gamma=0.1)
+    optim: OptimConfig = OptimConfig(learning_rate=1e-3, final=0.05)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_pictures"):

@@ -3,6 +3,8 @@
     python -m experiments.gan_failures
     python -m experiments.gan_failures --data grid --seeds 20 --treatments non_saturating packed relativistic_r1_r2
 
+Data: that of `experiments.gan_toy`.
+
 Each treatment is the game of `experiments.gan_toy` with another objective or cure, played by all members at once:
 `--seeds` seeds with one setting, and one seed at each point of a grid of learning rates and gammas. Beside the usual
 curves a run leaves, in `samples/`, the table `failures.md` and the figure `failures.png`.

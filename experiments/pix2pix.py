@@ -10,6 +10,11 @@ folders or without; or one with the folders `A` and `B` of pictures with the sam
 
 Reported, at each look, of held-out pictures: input, output and target; their mean distance `val/l1` (black to white is
 1), beside that of an output in the greys of the input; and the peak signal-to-noise ratio.
+
+Measured: 2026-11-26, two cores of an AMD EPYC with other work, jax 0.10.2, seed 0, 1,000 of the 2,000 steps, about two
+minutes: from outlines val/l1 0.068 (the outlines themselves: 0.171) with `--optim.ratio 1`; from greys 0.039 (the greys
+themselves: 0.032; a wrong guess of a colour is farther from the truth than no colour). Skin and faces become yellow,
+water blue; what has no colour of its kind (a mailbox, a clock) gets a likely one, or several.
 """
 
 from __future__ import annotations
@@ -85,7 +90,7 @@ class Config:
     """weight of the distance to the target"""
     model: Pix2PixConfig = Pix2PixConfig(features=32, d_features=32, strided=2, dropout=0.0)
     game: GameConfig = GameConfig("non_saturating", "none", reuse_fakes=True)
-    optim: OptimConfig = OptimConfig(learning_rate=5e-4, beta1=0.5, beta2=0.999, average=5.0)
+    optim: OptimConfig = OptimConfig(learning_rate=5e-4, ratio=0.2, beta1=0.5, beta2=0.999, average=5.0)
 
     def __post_init__(self) -> None:
         check_least(self, ("steps", "batch_size", "eval_pictures"), 1)

@@ -66,6 +66,22 @@ def test_labels_are_obeyed(generator, discriminator, folder, tmp_path):
     assert levels[0::2].min() > levels[1::2].max() + 0.2
 
 
+def test_each_network_is_told_in_its_way(folder):
+    """A plane of 64 pixels or a vector of 128 features for each of two classes, or two logits; vectors or scales."""
+    found = {}
+    for generator in ("embedding", "batch_norm"):
+        for discriminator in ("embedding", "projection", "auxiliary"):
+            config = conditional_gan.Config(str(folder), generator=generator, discriminator=discriminator, size=8)
+            built = conditional_gan.experiment(config)
+            state = jax.eval_shape(built.init, jax.random.key(0), built.hypers)
+            g, d = (jax.tree.map(lambda leaf: leaf.shape, part) for part in (state.generator, state.discriminator))
+            found[generator] = g["norm_0"]["scale"], "embedding" in g
+            found[discriminator, "d"] = d.get("embedding", d.get("classes"))
+    assert found["embedding"] == ((128,), True) and found["batch_norm"] == ((2, 128), False)
+    assert found["embedding", "d"] == {"embedding": (2, 64)} and found["projection", "d"] == {"embedding": (2, 128)}
+    assert found["auxiliary", "d"]["kernel"] == (16 * 128, 2)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -66,6 +66,7 @@ def test_the_default_game_is_that_of_spectral_normalisation():
     after, metrics = jax.eval_shape(built.step, state, batch, jax.ShapeDtypeStruct((), np.int32))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert set(state.d_stats) == {"spectral"} and set(state.g_stats) == {"batch_stats"}
+    assert dcgan.experiment(dcgan.Config(game=dcgan.GameConfig(critics=3))).batch_size == 3 * built.batch_size == 192
     assert "train/penalty" not in metrics and built.monitor == "val/fid[digits-cnn]"
 
 

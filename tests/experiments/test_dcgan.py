@@ -30,19 +30,19 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_path, capsys):
-    """Batch statistics of both networks, adaptive augmentation, two updates of D, the average."""
-    options = [*TINY, "--data", folder, "--size", 16, "--steps", 6, "--eval-every", 6, "--model.deep", False]
-    options += ["--model.norm", "batch", "--augment", "adaptive", "--game.critics", 2]
+    """Batch statistics, DiffAugment, two updates of D, the average."""
+    options = [*TINY, "--data", folder, "--gray", True, "--steps", 4, "--eval-every", 4]
+    options += ["--model.deep", False, "--model.norm", "batch", "--augment", "diff", "--game.critics", 2]
     whole = run(dcgan, tmp_path, *options, name="whole")
     assert "broken.png" in capsys.readouterr().out
-    run(dcgan, tmp_path, *options, "--stop-at", 3, name="parts")
+    run(dcgan, tmp_path, *options, "--stop-at", 2, name="parts")
     assert_same(whole, run(dcgan, tmp_path, "--resume", name="parts"))
     names = set().union(*log(whole))
-    assert {"train/d_loss", "train/g_loss", "train/d_accuracy", "train/augment_probability"} <= names
+    assert {"train/d_loss", "train/g_loss", "train/d_accuracy"} <= names
     assert {"train/g_grad_norm/dense", "train/d_grad_norm/layer_0", "val/fid[pixels]", "val/fid_floor[pixels]"} <= names
     assert not any("cas" in name for name in names)
     samples = whole / "samples"
-    assert {path.name for path in (samples / "0000006").iterdir()} == {"fakes.png", "nearest.png"}
+    assert {path.name for path in (samples / "0000004").iterdir()} == {"fakes.png", "nearest.png"}
     with Image.open(samples / "training.gif") as gif:
         assert gif.n_frames == 2
 
@@ -67,6 +67,8 @@ def test_the_default_game_is_that_of_spectral_normalisation():
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert set(state.d_stats) == {"spectral"} and set(state.g_stats) == {"batch_stats"}
     assert dcgan.experiment(dcgan.Config(game=dcgan.GameConfig(critics=3))).batch_size == 3 * built.batch_size == 192
+    adaptive = dcgan.experiment(dcgan.Config(augment="adaptive"))
+    assert jax.eval_shape(adaptive.init, jax.random.key(0), adaptive.hypers).augmentation is not None
     assert "train/penalty" not in metrics and built.monitor == "val/fid[digits-cnn]"
 
 

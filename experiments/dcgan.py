@@ -60,7 +60,7 @@ class Config:
     """seed of what is held out"""
     data_seed: int = 0
     """seed of the data's order"""
-    steps: int = 9000
+    steps: int = 3000
     """length of the run and of the schedule"""
     batch_size: int = 64
     """pictures that a player sees a step"""
@@ -70,11 +70,11 @@ class Config:
     """held-out pictures, and fakes, that an evaluation reads at most"""
     inception_weights: Path | None = None
     """file of Inception's published weights, for metrics that are compared with papers'"""
-    model: DCGANConfig = DCGANConfig(features=128, norm="none")
+    model: DCGANConfig = DCGANConfig(norm="spectral", deep=True)
     augment: Literal["none", "diff", "adaptive"] = "none"
     """what D sees changed at random: by DiffAugment, or by adaptive augmentation, where it overfits"""
     diff: DiffAugmentConfig = DiffAugmentConfig()
-    game: GameConfig = GameConfig(gamma=0.1)
+    game: GameConfig = GameConfig(objective="hinge", penalty="none")
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, final=0.05)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
 """DCGAN (Radford et al. 2016) for pictures of 8, 16, 32 ... pixels, and its conditional forms.
 
 Both networks halve or double the picture between 4 x 4 and its size, by strided convolutions of 4 x 4 alone; the
-width doubles with each halving. What follows a convolution is normalised, but not at the pictures' side.
+width doubles with each halving. What follows a convolution is normalised, but not at the pictures' side. `deep` adds
+the convolutions of 3 x 3 of Miyato et al. 2018, table 3; with spectral normalisation and the hinge loss these are its
+networks.
 
 How a label is told to the generator:
 
@@ -41,15 +43,16 @@ SMALLEST = 4  # pixels along a side of the picture between a dense layer and con
 WIDEST = 8  # times `features`: the width from 64 pixels on
 
 
-def widths(size: int, features: int) -> list[int]:
+def widths(size: int, features: int, deep: bool = False) -> list[int]:
     """Features at each halving, from the picture's side on: `features` at half its size, then twice as many each time.
 
+    deep: at the picture's size already, and so once more.
     Raises ValueError for a size that is no 4 x 2^k.
     """
     halvings = (size // SMALLEST).bit_length() - 1
     if halvings < 1 or size != SMALLEST << halvings:
         raise ValueError(f"a size of {size} is not 8, 16, 32, 64 or another power of two.")
-    return [features * min(1 << step, WIDEST) for step in range(halvings)]
+    return [features * min(1 << step, WIDEST) for step in range(halvings + deep)]
 
 
 def leaky_relu(x: Array) -> Array:
@@ -64,6 +67,8 @@ class DCGANConfig:
     """features at half the picture's size; twice as many at each further halving"""
     norm: NormName = "batch"
     """of the discriminator: batch normalisation, spectral normalisation, none"""
+    deep: bool = False
+    """convolutions of 3 x 3 as well: before each halving and after the last, and the generator's last"""
     minibatch_deviation: bool = False
     """tell the discriminator how much a batch's pictures differ"""
 
@@ -91,6 +96,7 @@ class Embedding(nn.Module):
 class Generator(nn.Module):
     """Latents to pictures in (-1, 1), through a dense layer and transposed convolutions (Radford et al. 2016, fig. 1).
 
+    deep: the last of them does not make the picture yet, but one of 3 x 3 after it (Miyato et al. 2018, table 3).
     classes: of the labels; 0: there are none, and `told` is without effect.
     """
 
@@ -98,6 +104,7 @@ class Generator(nn.Module):
     channels: int
     latent_dim: int = 100
     features: int = 64
+    deep: bool = False
     classes: int = 0
     told: GeneratorCondition = "batch_norm"
     dtype: DTypeLike = jnp.float32
@@ -115,26 +122,29 @@ class Generator(nn.Module):
         if self.classes and not by_norm:
             vectors = Embedding(self.classes, self.latent_dim, name="embedding")(condition)
             x = jnp.concatenate([x, vectors.astype(x.dtype)], axis=-1)
-        *rest, first = widths(self.size, self.features)
+        *rest, first = widths(self.size, self.features, self.deep)
         x = Dense(SMALLEST * SMALLEST * first, use_bias=False, name="dense")(x)
         x = x.reshape(-1, SMALLEST, SMALLEST, first)
         for number, width in enumerate(rest[::-1]):
             x = nn.relu(BatchNorm(by_norm, name=f"norm_{number}")(x, condition, train))
             x = TransposedConvolution(width, name=f"up_{number}")(x)
         x = nn.relu(BatchNorm(by_norm, name=f"norm_{len(rest)}")(x, condition, train))
-        x = TransposedConvolution(self.channels, use_bias=True, name="picture")(x)
+        last = Convolution if self.deep else TransposedConvolution
+        x = last(self.channels, use_bias=True, name="picture")(x)
         return jnp.tanh(x)
 
 
 class Discriminator(nn.Module):
     """Pictures to logits, through convolutions of stride 2 and a dense layer (Radford et al. 2016, sec. 3).
 
+    deep: before each of them and after the last another one of 3 x 3 (Miyato et al. 2018, table 3).
     classes: of the labels; 0: there are none, and `told` is without effect. With an auxiliary classifier it gives the
         logits and those of the classes.
     """
 
     features: int = 64
     norm: NormName = "batch"
+    deep: bool = False
     minibatch_deviation: bool = False
     classes: int = 0
     told: DiscriminatorCondition = "projection"
@@ -154,9 +164,15 @@ class Discriminator(nn.Module):
         if told == "embedding":
             plane = Embedding(self.classes, size * size, spectral, name="embedding")(condition, train)
             x = jnp.concatenate([x, plane.astype(x.dtype).reshape(-1, size, size, 1)], axis=-1)
-        for number, width in enumerate(widths(size, self.features)):
+        layers = []
+        for width in widths(size, self.features):
+            layers += [(width, 3, 1)] if self.deep else []
+            layers += [(width, 4, 2)]
+        if self.deep:
+            layers += [(widths(size, self.features, deep=True)[-1], 3, 1)]
+        for number, layer in enumerate(layers):
             normalizes = self.norm == "batch" and number > 0
-            x = Convolution(width, 4, 2, use_bias=not normalizes, spectral=spectral, name=f"down_{number}")(x, train)
+            x = Convolution(*layer, use_bias=not normalizes, spectral=spectral, name=f"layer_{number}")(x, train)
             if normalizes:
                 x = BatchNorm(name=f"norm_{number}")(x, train=train)
             x = leaky_relu(x)
@@ -192,5 +208,8 @@ def dcgan(
         raise ConfigError(f"--size {height}: {error}") from None
     if height != width:
         raise ConfigError(f"pictures of {height} x {width} pixels are not square; --size makes them so.")
-    generator = Generator(height, channels, config.latents, config.features, classes, told[0], dtype)
-    return generator, Discriminator(config.features, config.norm, config.minibatch_deviation, classes, told[1], dtype)
+    generator = Generator(height, channels, config.latents, config.features, config.deep, classes, told[0], dtype)
+    discriminator = Discriminator(
+        config.features, config.norm, config.deep, config.minibatch_deviation, classes, told[1], dtype
+    )
+    return generator, discriminator

@@ -106,9 +106,9 @@ def make_report(
             draw(by, state, folder / name)
         panels.training_gif(folder)
         last = str(steps).zfill(7) in folder.parts
-        # Classes as often as in the data.
         count = len(data.rows) if conditional and last else len(data.validation.labels)
-        labels = np.random.default_rng(0).permutation(np.resize(data.everything.labels[data.rows], count))
+        # Classes as often as in the data, where those of a folder lie one after another.
+        labels = np.resize(np.random.default_rng(0).permutation(data.everything.labels[data.rows]), count)
         fakes = make(state, key, labels, conditional)
         found = judge()(fakes)
         if last:

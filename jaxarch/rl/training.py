@@ -1,0 +1,101 @@
+"""An algorithm and an environment as an experiment: an iteration collects, then learns, all on the device."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jaxarch.rl.agent import Agent
+from jaxarch.rl.collecting import advance, begin, collect
+from jaxarch.rl.environments import LONGEST, Environment
+from jaxarch.run import Experiment, Hypers, Index, Metrics
+
+EPISODES = 32  # of an evaluation, by each policy
+
+
+@flax.struct.dataclass
+class RLState:
+    """All that a checkpoint holds."""
+
+    learner: Any
+    world: Any
+    key: Any
+    hypers: Any
+
+
+def iterations(env_steps: int, envs: int, length: int) -> int:
+    """How many times `length` steps of `envs` environments these are, the last one begun counted."""
+    return -(-env_steps // (envs * length))
+
+
+def make_experiment(
+    environment: Environment,
+    agent: Agent,
+    hypers: Hypers,
+    envs: int,
+    length: int,
+    episodes: int = EPISODES,
+    **others: Any,
+) -> Experiment:
+    """Runs of `agent` on `envs` environments, `length` steps of each an iteration.
+
+    others: more fields of the Experiment.
+    """
+
+    def init(key: Key[Array, ""], hypers: Hypers) -> RLState:
+        learner_key, world_key, key = jax.random.split(key, 3)
+        return RLState(agent.init(learner_key, hypers), begin(environment, agent, envs, world_key), key, hypers)
+
+    def step(state: RLState, batch: None, index: Index) -> tuple[RLState, Metrics]:
+        collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, index))
+        world, rollout, seen = collect(environment, agent, state.learner, state.world, collect_key, index, length)
+        learner, learned = agent.learn(state.learner, rollout, learn_key, index)
+        return state.replace(learner=learner, world=world), {**seen, **learned}
+
+    def evaluate(state: RLState, key: Key[Array, ""]) -> Metrics:
+        metrics: Metrics = {}
+        for number, (name, greedy) in enumerate((("eval/return", True), ("eval/return_sampled", False))):
+            returns, lengths = play(
+                environment, agent, state.learner, jax.random.fold_in(key, number), episodes, greedy
+            )
+            metrics[name] = jnp.mean(returns)
+            if greedy:
+                metrics["eval/episode_length"] = jnp.mean(lengths)
+        return metrics
+
+    fields = {"monitor": "-eval/return", "weights": ("learner",), **others}
+    return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
+
+
+def play(
+    environment: Environment, agent: Agent, learner: Any, key: Key[Array, ""], episodes: int, greedy: bool
+) -> tuple[Array, Array]:
+    """The returns and lengths of whole fresh episodes by the learned policy, `[episodes]`."""
+    limit = environment.episode_length or LONGEST
+    begin_key, key = jax.random.split(key)
+    world = begin(environment, agent, episodes, begin_key)
+    act = partial(agent.policy, learner)
+
+    def going(carry: tuple) -> Array:
+        _, done, _, _, t = carry
+        return ~done.all() & (t < limit)
+
+    def one(carry: tuple) -> tuple:
+        world, done, returns, lengths, t = carry
+        act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
+        action, memory = act(world.observation, act_key, world.memory, world.first, greedy)
+        starts = world.observation, world.state  # what follows an end is not looked at
+        world, _, seen = advance(environment, world, action, memory, jax.random.split(step_key, episodes), starts)
+        returns = jnp.where(done, returns, seen.returns)
+        lengths = jnp.where(done, lengths, seen.lengths)
+        return world, done | seen.ended, returns, lengths, t + 1
+
+    nothing = jnp.zeros(episodes)
+    start = world, jnp.zeros(episodes, bool), nothing, nothing.astype(jnp.int32), jnp.zeros((), jnp.int32)
+    _, _, returns, lengths, _ = jax.lax.while_loop(going, one, start)
+    return returns, lengths

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import Initializer
-from flax.typing import DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxarch.convolution import convolve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ def make_experiment(
         collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, index))
         world, rollout, seen = collect(environment, agent, state.learner, state.world, collect_key, index, length)
         learner, learned = agent.learn(state.learner, rollout, learn_key, index)
-        return state.replace(learner=learner, world=world), {**seen, **learned}
+        return replace(state, learner=learner, world=world), {**seen, **learned}
 
     def evaluate(state: RLState, key: Key[Array, ""]) -> Metrics:
         metrics: Metrics = {}

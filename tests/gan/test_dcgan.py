@@ -254,6 +254,10 @@ def test_a_step_moves_all_there_is(config, told, game):
     assert still <= {"['logit']['bias']", "['spectral']['logit']['vector']"}
 
 
+def step_of(game):
+    return make_step(*dcgan(CONFIG, (8, 8, 1)), game, OptimConfig(), lambda batch: batch)
+
+
 def test_labels_that_are_missing():
     for network, x in (
         (Generator(8, 1, 3, classes=2), jnp.ones((1, 3))),
@@ -266,9 +270,11 @@ def test_labels_that_are_missing():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dcgan(CONFIG, (12, 12, 1)), "--size 12: a size of 12 is not 8, 16, 32, 64 or another power of two."),
-        (lambda: dcgan(CONFIG, (4, 4, 1)), "--size 4: a size of 4 is not"),
+        (lambda: dcgan(CONFIG, (12, 12, 1)), "--size 12 is not 8, 16, 32, 64 or another power of two."),
+        (lambda: dcgan(CONFIG, (4, 4, 1)), "--size 4 is not 8"),
         (lambda: dcgan(CONFIG, (8, 16, 1)), "pictures of 8 x 16 pixels are not square"),
+        (lambda: step_of(GameConfig(path_length=2.0)), "--game.path-length is of generators with styles"),
+        (lambda: step_of(GameConfig(consistency=1.0)), "--game.consistency compares samples with augmented ones"),
         (lambda: DCGANConfig(latents=0), "--model.latents 0 is below 1."),
         (lambda: DCGANConfig(features=-1), "--model.features -1 is below 1."),
     ],

@@ -112,7 +112,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, ("steps", "batch_size", "latents", "features", "length", "matching_dim"), 1)
         check_least(self, ("matching_steps", "data_seed", "split_seed"), 0)
-        if not self.matching_rate > 0:
+        if not 0 < self.matching_rate < float("inf"):
             raise ConfigError(f"--matching-rate {self.matching_rate:g} is not above 0; 1e-3 is usual.")
         if self.gray and self.alpha:
             raise ConfigError("--gray and --alpha exclude each other.")

@@ -73,7 +73,7 @@ class ResNetGenerator(nn.Module):
         if any(side % step or side < max(2 * step, 4) for side in sides):
             raise ConfigError(
                 f"--model.halvings {self.halvings} needs pictures whose sides are multiples of {step} and at least "
-                f"{max(2 * step, 4)}, not of {sides[0]} x {sides[1]}."
+                f"{max(2 * step, 4)}, not of {sides[0]} x {sides[1]}; a lower one or a larger --size would do."
             )
         plain = self.norm == "none"
 

@@ -81,14 +81,16 @@ def make_report(
     variants: more panels over the same latents, by the names of their files: options of the generator's call.
     Raises ConfigError where there are fewer pictures than metrics need.
     """
+    trained, held_out = len(data.rows), len(data.validation.labels)
     for count, what, cure in (
-        (len(data.rows), "to learn from", "a smaller --held-out"),
-        (len(data.validation.labels), "held out", "a larger --held-out or --eval-pictures"),
+        (trained, "to learn from", "a smaller --held-out or "),
+        (held_out, "held out", "a larger --held-out or --eval-pictures, or "),
     ):
         if count < metrics.LEAST:
+            cure = cure if trained + held_out >= 2 * metrics.LEAST else ""
             raise ConfigError(
                 f"{count} pictures {what} are too few for metrics of fakes, {metrics.LEAST} is the least; "
-                f"{cure} or more pictures will do."
+                f"{cure}more pictures will do."
             )
     make = make_fakes(generator)
     panels_of = {panels.FAKES: make, **{name: make_fakes(generator, **options) for name, options in variants.items()}}

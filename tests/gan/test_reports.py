@@ -122,7 +122,11 @@ def test_too_few_pictures_are_said_before_a_run(data):
     few = jax.tree.map(lambda leaf: leaf[:11], data.validation)
     for some, message in (
         (data._replace(rows=data.rows[:11]), "11 pictures to learn from are too few .* a smaller --held-out or more"),
-        (data._replace(validation=few), "11 pictures held out are too few .* a larger --held-out or --eval-pictures"),
+        (
+            data._replace(validation=few),
+            "11 pictures held out are too few .* a larger --held-out or --eval-pictures, or",
+        ),
+        (data._replace(rows=data.rows[:11], validation=few), "11 pictures .* 12 is the least; more pictures will do."),
     ):
         with pytest.raises(ConfigError, match=message):
             make_report(Painter(), some, lambda: features.pixels(8, 1), steps=1)

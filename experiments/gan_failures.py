@@ -238,7 +238,8 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]], config: Config) -> str:
 
 
 def layers_of(values: Mapping[str, np.ndarray]) -> list[str]:
-    return sorted(name for name in values if name.startswith(f"{NORM}/"))
+    """From the first on; of more than ten the names' order would be another."""
+    return sorted((name for name in values if name.startswith(f"{NORM}/")), key=lambda name: (len(name), name))
 
 
 def draw(

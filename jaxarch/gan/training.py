@@ -308,7 +308,7 @@ def make_step(
         g_keys = jax.random.split(drawn[-1], 6)
 
         def ahead(fake: Samples) -> PyTree:
-            """The discriminator after it has answered these samples (Metz et al. 2017, eq. 8)."""
+            """The discriminator after it has answered these samples (Metz et al. 2017, eq. 7)."""
             params, opt = d, lookahead.init(d)
             for n in range(game.unroll):
                 answer = jax.random.fold_in(g_keys[5], n)

@@ -127,7 +127,7 @@ def played(
         return scaled(batch.pixels), batch.labels if conditional else None
 
     def assets(folder: Path) -> None:
-        data.save(folder)
+        data.save(folder, classes=conditional)  # else weights of a run on other classes are welcome
         save_description(folder, generator, "labels" if conditional else "none")
 
     return Experiment(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.conditional_gan
+import experiments.dcgan
 from jaxarch.gan.dcgan import DCGANConfig, Discriminator, Generator, dcgan, widths
 from jaxarch.gan.training import GameConfig, OptimConfig, hypers, make_init, make_step
 from jaxarch.run.protocol import ConfigError
@@ -282,3 +284,12 @@ def test_labels_that_are_missing():
 def test_what_cannot_be(make, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("experiment", [experiments.dcgan, experiments.conditional_gan])
+def test_classes_are_an_asset_where_labels_are_told(experiment, tmp_path):
+    """`--init-from` takes no weights of a run with other assets: without labels other pictures are no hindrance."""
+    pytest.importorskip("sklearn")
+    experiment.experiment(experiment.Config()).assets(tmp_path)
+    assert (tmp_path / "classes.json").exists() == (experiment is experiments.conditional_gan)
+    assert (tmp_path / "data.json").exists() and (tmp_path / "generator.json").exists()

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 
 from jaxarch.data.images import ImageData, Pictures, load_images, scaled
-from jaxarch.gan.adaptive import adaptive
+from jaxarch.gan.adaptive import AdaptiveConfig, adaptive
 from jaxarch.gan.augmentation import DiffAugmentConfig, adapt, diff_augment
 from jaxarch.gan.dcgan import DCGANConfig, DiscriminatorCondition, GeneratorCondition, dcgan
 from jaxarch.gan.finished import save_description
@@ -39,7 +39,7 @@ from jaxarch.gan.training import (
     make_init,
     make_step,
 )
-from jaxarch.run import Experiment, check_least, main
+from jaxarch.run import ConfigError, Experiment, check_least, main
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,21 @@ class Config:
     augment: Literal["none", "diff", "adaptive"] = "none"
     """what D sees changed at random: by DiffAugment, or by adaptive augmentation, where it overfits"""
     diff: DiffAugmentConfig = DiffAugmentConfig()
+    ada: AdaptiveConfig = AdaptiveConfig()
+    ada_target: float = 0.6
+    """mean sign of the logits on real pictures above which its probability rises; below, it falls"""
+    ada_thousands: float = 500.0
+    """thousands of pictures in which it could rise from 0 to 1; a short run wants fewer"""
     game: GameConfig = GameConfig(objective="hinge", penalty="none")
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, final=0.05)
 
     def __post_init__(self) -> None:
         check_least(self, ("steps", "batch_size", "eval_pictures"), 1)
         check_least(self, ("data_seed", "split_seed"), 0)
+        if not -1 <= self.ada_target <= 1:
+            raise ConfigError(f"--ada-target {self.ada_target:g} is not in [-1, 1]; 0.6 is the paper's.")
+        if not 0 < self.ada_thousands < float("inf"):
+            raise ConfigError(f"--ada-thousands {self.ada_thousands:g} is not above 0; 500 is the paper's.")
         check_batch(self.batch_size, self.game, conditional=self.told is not None)
 
     @property
@@ -118,7 +127,7 @@ def played(
         return scaled(batch.pixels), batch.labels if conditional else None
 
     def assets(folder: Path) -> None:
-        data.save(folder)
+        data.save(folder, classes=conditional)  # else weights of a run on other classes are welcome
         save_description(folder, generator, "labels" if conditional else "none")
 
     return Experiment(
@@ -154,7 +163,8 @@ def augmentation(config: Config) -> Augment | None:
     if config.augment == "diff":
         return Augment(diff_augment(config.diff))
     if config.augment == "adaptive":
-        return Augment(adaptive(), partial(adapt, batch_size=config.batch_size))
+        options = {"target": config.ada_target, "thousands": config.ada_thousands}
+        return Augment(adaptive(config.ada), partial(adapt, batch_size=config.batch_size, **options))
     return None
 
 

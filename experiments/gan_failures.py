@@ -43,6 +43,7 @@ TREATMENTS: dict[str, GameConfig] = {
 }
 DEFAULT = "relativistic_r1_r2"
 ACCURACY, NORM = "train/d_accuracy", "train/g_grad_norm"
+LOST = 0.01  # share of samples of high quality below which a member counts as diverged, finite or not
 CONVERGED = 0.2  # reverse KL in nats: a fifth of the modes may be missing, log(1 / 0.8) = 0.22
 
 
@@ -75,9 +76,10 @@ class Config:
     def __post_init__(self) -> None:
         unknown = [name for name in self.treatments if name not in TREATMENTS]
         if unknown or not self.treatments:
-            raise ConfigError(f"--treatments {' '.join(unknown)}: there are {', '.join(TREATMENTS)}.")
+            raise ConfigError(f"--treatments {' '.join(unknown) or 'is empty'}: there are {', '.join(TREATMENTS)}.")
         check_least(self, ("seeds",), 1)
-        if not self.rates or not self.gammas or min(*self.rates, *self.gammas) <= 0:
+        given = *self.rates, *self.gammas
+        if not self.rates or not self.gammas or not all(0 < number < float("inf") for number in given):
             raise ConfigError("--rates and --gammas are numbers above 0, at least one of each.")
         for name in self.treatments:
             self.toy(name)
@@ -136,7 +138,7 @@ def experiment(config: Config) -> Experiment:
             said = jax.vmap(game.step, (0, None, None))(state.games[name], None, jnp.asarray(config.steps))[1]
             values |= {metric: said[metric] for metric in said if metric == ACCURACY or metric.startswith(NORM)}
             broken = ~finite(state.games[name].generator, len(points))
-            lost = broken | (values["val/high_quality"] < 0.01)
+            lost = broken | (values["val/high_quality"] < LOST)
             found[name] = values | {"diverged": lost, "converged": ~lost & (values["val/reverse_kl"] < CONVERGED)}
         return found
 
@@ -206,7 +208,8 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]], config: Config) -> str:
     modes = len(gan_toy.MIXTURES[config.data].centres)
     lines = [
         f"Means over {config.seeds} seeds after {config.steps} steps; grid: {len(config.rates)} learning rates by "
-        f"{len(config.gammas)} gammas. Converged: reverse KL below {CONVERGED:g}.",
+        f"{len(config.gammas)} gammas. Converged: reverse KL below {CONVERGED:g}; diverged: not finite, or less than "
+        f"{100 * LOST:g} % of high quality.",
         "",
         f"| game | modes of {modes} | high quality | reverse KL | diverged | converged | of the grid "
         "| D tells pairs | G's gradient, first and last layer |",
@@ -235,7 +238,8 @@ def table(found: Mapping[str, Mapping[str, np.ndarray]], config: Config) -> str:
 
 
 def layers_of(values: Mapping[str, np.ndarray]) -> list[str]:
-    return sorted(name for name in values if name.startswith(f"{NORM}/"))
+    """From the first on; of more than ten the names' order would be another."""
+    return sorted((name for name in values if name.startswith(f"{NORM}/")), key=lambda name: (len(name), name))
 
 
 def draw(

@@ -2,6 +2,7 @@
 
     python -m experiments.pix2pix
     python -m experiments.pix2pix --inputs gray
+    python -m experiments.pix2pix --data digits --model.strided 1
     python -m experiments.pix2pix --data facades --reverse True --size 256 --model.features 64 --model.strided 3
 
 Data: `--data` a folder of pictures side by side, A on the left and B on the right, with `train` and `val` or `test`
@@ -63,7 +64,7 @@ PICTURE = "translations.png"
 @dataclass(frozen=True)
 class Config:
     data: str = "emoji"
-    """emoji, digits, or a folder of pairs"""
+    """emoji, digits (with --model.strided 1), or a folder of pairs"""
     inputs: InputName = "outline"
     """what the built-in pictures are made of: their outlines or their greys"""
     reverse: bool = False

@@ -37,6 +37,7 @@ from jaxarch.data.images import load_images, scaled, unscaled
 from jaxarch.data.tokenization import Subwords, train_bpe
 from jaxarch.gan import panels, text_to_image
 from jaxarch.gan.augmentation import DiffAugmentConfig, diff_augment
+from jaxarch.gan.dcgan import widths
 from jaxarch.gan.features import Extractor, classifier, extracted
 from jaxarch.gan.finished import save_description
 from jaxarch.gan.text_to_image import (
@@ -50,7 +51,6 @@ from jaxarch.gan.text_to_image import (
     make_drawing,
     make_init,
     obedience,
-    widths,
 )
 from jaxarch.gan.training import PRECISIONS, Augment, GameConfig, OptimConfig, check_batch, hypers, latents_of
 from jaxarch.run import ConfigError, Experiment, Metrics, check_least, main
@@ -112,7 +112,7 @@ class Config:
     def __post_init__(self) -> None:
         check_least(self, ("steps", "batch_size", "latents", "features", "length", "matching_dim"), 1)
         check_least(self, ("matching_steps", "data_seed", "split_seed"), 0)
-        if not self.matching_rate > 0:
+        if not 0 < self.matching_rate < float("inf"):
             raise ConfigError(f"--matching-rate {self.matching_rate:g} is not above 0; 1e-3 is usual.")
         if self.gray and self.alpha:
             raise ConfigError("--gray and --alpha exclude each other.")

@@ -149,7 +149,8 @@ def _read(file: Path, size: int, mode: str, ratio: int = 1) -> np.ndarray | str:
                     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = fitted(picture.convert(mode), size, ratio)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return str(error).removesuffix(".").replace(f" {str(file)!r}", "").replace("\n", " ")
+        said = getattr(error, "strerror", None) or str(error)
+        return said.removesuffix(".").replace(f" {str(file)!r}", "").replace("\n", " ")
     return np.asarray(picture).reshape(size, ratio * size, -1)
 
 

@@ -87,9 +87,10 @@ class ImageData(NamedTuple):
         height, width, channels = self.validation.pixels.shape[1:]
         return height, width, channels
 
-    def save(self, folder: Path) -> None:
-        """Writes the names of the classes into `classes.json`, and into `data.json` the counts."""
-        (folder / "classes.json").write_text(json.dumps(self.classes, indent=2) + "\n")
+    def save(self, folder: Path, classes: bool = True) -> None:
+        """Writes the counts into `data.json` and, of what is told labels, the classes' names into `classes.json`."""
+        if classes:
+            (folder / "classes.json").write_text(json.dumps(self.classes, indent=2) + "\n")
         (folder / "data.json").write_text(json.dumps(self.counts, indent=2) + "\n")
 
 

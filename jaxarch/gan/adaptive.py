@@ -69,10 +69,10 @@ class AdaptiveConfig:
     """height and width of the hole, as a fraction of the picture (the paper's: 0.5)"""
 
     def __post_init__(self) -> None:
-        check_not_negative(self, vars(self), "augment.")
+        check_not_negative(self, vars(self), "ada.")
         for name in ("integer_translation", "cutout"):
             if getattr(self, name) > 1:
-                raise ConfigError(f"--augment.{name.replace('_', '-')} {getattr(self, name):g} is a fraction above 1.")
+                raise ConfigError(f"--ada.{name.replace('_', '-')} {getattr(self, name):g} is a fraction above 1.")
 
 
 # By transform, what it does to each picture: `[batch, numbers]`.

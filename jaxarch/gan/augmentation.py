@@ -78,7 +78,7 @@ class DiffAugmentConfig:
     def __post_init__(self) -> None:
         for name in ("translation", "cutout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"--augment.{name} {getattr(self, name):g} is not in [0, 1]; 0 is off.")
+                raise ConfigError(f"DiffAugment's {name} {getattr(self, name):g} is not in [0, 1]; 0 is off.")
 
 
 def diff_augment(

@@ -73,7 +73,7 @@ class ResNetGenerator(nn.Module):
         if any(side % step or side < max(2 * step, 4) for side in sides):
             raise ConfigError(
                 f"--model.halvings {self.halvings} needs pictures whose sides are multiples of {step} and at least "
-                f"{max(2 * step, 4)}, not of {sides[0]} x {sides[1]}."
+                f"{max(2 * step, 4)}, not of {sides[0]} x {sides[1]}; a lower one or a larger --size would do."
             )
         plain = self.norm == "none"
 
@@ -156,7 +156,7 @@ def shown(key: Key[Array, ""], history: History | None, fakes: Batch) -> tuple[B
 class CycleConfig:
     objective: ObjectiveName = "least_squares"
     cycle: float = 10.0
-    """weight of the way there and back"""
+    """weight of the way there and back (the paper's 10 is 5 here: its least squares are not halved)"""
     identity: float = 0.5
     """weight of leaving pictures of the kind asked for as they are, as a fraction of the cycle's"""
     history: int = 50

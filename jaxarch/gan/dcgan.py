@@ -47,11 +47,11 @@ def widths(size: int, features: int, deep: bool = False) -> list[int]:
     """Features at each halving, from the picture's side on: `features` at half its size, then twice as many each time.
 
     deep: at the picture's size already, and so once more.
-    Raises ValueError for a size that is no 4 x 2^k.
+    Raises ConfigError for a size that is no 4 x 2^k.
     """
     halvings = (size // SMALLEST).bit_length() - 1
     if halvings < 1 or size != SMALLEST << halvings:
-        raise ValueError(f"a size of {size} is not 8, 16, 32, 64 or another power of two.")
+        raise ConfigError(f"--size {size} is not 8, 16, 32, 64 or another power of two.")
     return [features * min(1 << step, WIDEST) for step in range(halvings + deep)]
 
 
@@ -202,10 +202,7 @@ def dcgan(
     Raises ConfigError where the size is no 4 x 2^k.
     """
     height, width, channels = image
-    try:
-        widths(height, config.features)
-    except ValueError as error:
-        raise ConfigError(f"--size {height}: {error}") from None
+    widths(height, config.features)
     if height != width:
         raise ConfigError(f"pictures of {height} x {width} pixels are not square; --size makes them so.")
     generator = Generator(height, channels, config.latents, config.features, config.deep, classes, told[0], dtype)

@@ -14,6 +14,7 @@ project: the styles of given pictures, with which the generator makes what is mo
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,6 +140,9 @@ class Editor:
 def checked(arguments: Arguments) -> Path:
     """Where to write, without an ending. Raises ConfigError for options that cannot be."""
     check_least(arguments, ("count", "frames", "steps"), 1)
+    for name in ("truncation", "amount"):
+        if not math.isfinite(getattr(arguments, name)):
+            raise ConfigError(f"--{name} {getattr(arguments, name):g} is no number; 1 is the default.")
     if (arguments.action == "project") != bool(arguments.pictures):
         raise ConfigError("project, and nothing else, takes files of pictures: edit RUN project FILE ...")
     output = arguments.output or arguments.run / arguments.action

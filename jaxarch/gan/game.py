@@ -195,6 +195,7 @@ def discriminator_loss(
         wrong = judge(game, params, stats, seen.real, others, jax.random.fold_in(key, 4)).logits
         loss += rules.mismatch * objective.discriminator(of_real.logits, wrong)
     if of_real.class_logits is not None:
+        # Of real samples alone; Odena et al. have generated ones too, which teach it the generator's errors.
         loss += rules.auxiliary * auxiliary_loss(of_real.class_logits, seen.condition)
     if rules.consistency:
         plain = judge(game, params, stats, seen.real, seen, keys[3], augmented=False)

@@ -24,6 +24,7 @@ from jaxarch.run.protocol import ConfigError
 BLOCK = 2**24  # distances held at once: 128 MiB
 PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # as their papers have them
 SPLITS = 5  # of the real pictures, for what real ones get in the place of fakes
+LEAST = 2 * (COVERAGE_NEIGHBOURS + 1)  # pictures on each side
 INTERVAL = 1.96  # standard errors on each side of a 95 % interval
 
 Features = Float[np.ndarray, "samples dim"]
@@ -394,6 +395,5 @@ def make_evaluate(
 
 
 def _check(what: str, count: int) -> None:
-    least = 2 * (COVERAGE_NEIGHBOURS + 1)
-    if count < least:
-        raise ConfigError(f"{count} {what} are too few for metrics of generated pictures; {least} is the least.")
+    if count < LEAST:
+        raise ConfigError(f"{count} {what} are too few for metrics of generated pictures; {LEAST} is the least.")

@@ -62,6 +62,9 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
 
 
 def auxiliary_loss(class_logits: Float[Array, "batch classes"], labels: jax.Array) -> Float[Array, ""]:
-    """The cross-entropy of an auxiliary classifier (Odena et al. 2017, eq. 3), minimised by both players."""
+    """The cross-entropy of an auxiliary classifier (Odena et al. 2017, eq. 3).
+
+    The discriminator minimises it on real samples, the generator on its own.
+    """
     own = jnp.take_along_axis(class_logits, labels[:, None], axis=-1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(class_logits, axis=-1) - own)

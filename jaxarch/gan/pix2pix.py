@@ -122,7 +122,7 @@ class PatchDiscriminator(nn.Module):
         if min(sides) < 3 * step or any(side % step for side in sides):
             raise ConfigError(
                 f"--model.strided {self.strided} needs pictures whose sides are multiples of {step} and at least "
-                f"{3 * step}, not of {sides[0]} x {sides[1]}."
+                f"{3 * step}, not of {sides[0]} x {sides[1]}; a lower one or a larger --size would do."
             )
         x = samples if condition is None else jnp.concatenate([condition, samples], -1)
         x = jnp.asarray(x, self.dtype)

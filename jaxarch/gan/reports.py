@@ -17,7 +17,7 @@ from jaxarch.data.images import ImageData, Pictures, unscaled
 from jaxarch.gan import features, inception, metrics, panels
 from jaxarch.gan.features import Extractor
 from jaxarch.gan.training import GANState, latents_of, make_sampler
-from jaxarch.run.protocol import Metrics
+from jaxarch.run.protocol import ConfigError, Metrics
 
 SHOWN, OF_EACH_CLASS = 64, 12  # fakes of a report; of a conditional generator, latents in a row
 MOST_ROWS = 20  # classes that are shown
@@ -79,7 +79,19 @@ def make_report(
     generator, what they teach a classifier (`val/cas`).
     steps: the last one's number.
     variants: more panels over the same latents, by the names of their files: options of the generator's call.
+    Raises ConfigError where there are fewer pictures than metrics need.
     """
+    trained, held_out = len(data.rows), len(data.validation.labels)
+    for count, what, cure in (
+        (trained, "to learn from", "a smaller --held-out or "),
+        (held_out, "held out", "a larger --held-out or --eval-pictures, or "),
+    ):
+        if count < metrics.LEAST:
+            cure = cure if trained + held_out >= 2 * metrics.LEAST else ""
+            raise ConfigError(
+                f"{count} pictures {what} are too few for metrics of fakes, {metrics.LEAST} is the least; "
+                f"{cure}more pictures will do."
+            )
     make = make_fakes(generator)
     panels_of = {panels.FAKES: make, **{name: make_fakes(generator, **options) for name, options in variants.items()}}
     shown = min(len(data.classes), MOST_ROWS)

@@ -9,6 +9,7 @@ python -m jaxarch.gan.sample runs/dcgan/demo --count 10000 --output fakes.npz
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,8 @@ def checked(arguments: Arguments) -> tuple[Path, ...]:
         raise ConfigError(f"--count {arguments.count} is below 1.")
     if arguments.columns < 0:
         raise ConfigError(f"--columns {arguments.columns} is below 0; 0 is the default.")
+    if arguments.truncation is not None and not math.isfinite(arguments.truncation):
+        raise ConfigError(f"--truncation {arguments.truncation:g} is no number; 0.7 is usual.")
     output = arguments.output or arguments.run / "pictures.png"
     if output.suffix not in (".png", ".npz"):
         raise ConfigError(f"--output {output} is neither a .png nor an .npz.")

@@ -59,7 +59,7 @@ class StyleGAN2Config:
         check_least(
             self, ("latent_dim", "style_dim", "mapping_layers", "channel_base", "channel_max", "group"), 1, "model."
         )
-        if not self.mapping_rate > 0:
+        if not 0 < self.mapping_rate < float("inf"):
             raise ConfigError(f"--model.mapping-rate {self.mapping_rate:g} is not above 0; 0.01 is usual.")
         if not 0 <= self.mixing <= 1:
             raise ConfigError(f"--model.mixing {self.mixing:g} is not in [0, 1]; 0.9 is usual.")

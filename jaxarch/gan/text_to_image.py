@@ -25,11 +25,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from jaxarch.data.images import scaled
-from jaxarch.gan import dcgan, training
+from jaxarch.gan import training
 from jaxarch.gan.convolution import Convolution, TransposedConvolution
-from jaxarch.gan.dcgan import SMALLEST
+from jaxarch.gan.dcgan import SMALLEST, widths
 from jaxarch.gan.training import Augment, GameConfig, GANState, Hypers, OptimConfig
-from jaxarch.run.protocol import ConfigError, Index, Metrics
+from jaxarch.run.protocol import Index, Metrics
 
 CANDIDATES = 100  # texts among which a picture's own is sought (Xu et al. 2018, sec. 4)
 
@@ -123,14 +123,6 @@ def r_precision(
 
 
 # --- the players ----------------------------------------------------------------------------------
-
-
-def widths(size: int, features: int) -> list[int]:
-    """Features at each halving, as a DCGAN's. Raises ConfigError where the size is no 4 x 2^k."""
-    try:
-        return dcgan.widths(size, features)
-    except ValueError:
-        raise ConfigError(f"--size {size} is not 8, 16, 32, 64 or another power of two.") from None
 
 
 class Generator(nn.Module):

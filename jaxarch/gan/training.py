@@ -123,8 +123,16 @@ def check_batch(batch_size: int, game: GameConfig, conditional: bool = False) ->
         raise ConfigError("--game.pack joins samples of several labels; leave it at 1 where there are conditions.")
 
 
+def check_parts(generator: nn.Module, game: GameConfig, augment: Augment | None) -> None:
+    """Raises ConfigError where a term of the game would be without its object."""
+    if game.path_length and not hasattr(generator, "synthesis"):
+        raise ConfigError("--game.path-length is of generators with styles, as StyleGAN2's; leave it at 0 for others.")
+    if game.consistency and augment is None:
+        raise ConfigError("--game.consistency compares samples with augmented ones, of which this run has none.")
+
+
 def decay_of_average(samples_seen: Array, batch_size: int, optim: OptimConfig) -> Array:
-    """The share of the average that a step keeps: 0.5^(batch / half-life) (Karras et al. 2018, sec. 5; the ramp:
+    """The share of the average that a step keeps: 0.5^(batch / half-life) (Karras et al. 2018, app. A.1; the ramp:
     Karras et al. 2020, "Training GANs with limited data").
     """
     half_life = jnp.asarray(1000 * optim.average)
@@ -234,7 +242,9 @@ def make_step(
         generator is asked for the conditions of the real samples, so that both kinds have them equally often.
     steps: length of the schedules, where `optim.final` or `game.gamma_final` is not 1.
     extra: `(generated, real, condition) -> loss`, one more term of the generator's.
+    Raises ConfigError where the game asks for what the networks or the augmentation do not have.
     """
+    check_parts(generator, game, augment)
     rules = Game(generator, discriminator, game, augment, extra)
     (g_direction, g_share), (d_direction, d_share) = directions(game, optim)
     lookahead = direction(optim, 1, eps_root=1e-12)[0]  # Adam's root has no derivative at 0
@@ -298,7 +308,7 @@ def make_step(
         g_keys = jax.random.split(drawn[-1], 6)
 
         def ahead(fake: Samples) -> PyTree:
-            """The discriminator after it has answered these samples (Metz et al. 2017, eq. 8)."""
+            """The discriminator after it has answered these samples (Metz et al. 2017, eq. 7)."""
             params, opt = d, lookahead.init(d)
             for n in range(game.unroll):
                 answer = jax.random.fold_in(g_keys[5], n)

@@ -40,6 +40,10 @@ def main() -> None:
         console = Console()
         if arguments.command == "evaluate":
             values = divide(programs.evaluate(loaded.state, number))
+            if not values:
+                command = f"python -m jaxarch.run report {arguments.run}"
+                console.line(f"all that this experiment measures is in its report: {command}")
+                return
         elif loaded.experiment.report is None:
             console.line("this experiment reports nothing beyond its metrics")
             return

@@ -36,6 +36,14 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+        class Manager(ocp.CheckpointManager):
+            def metrics(self, step: int) -> Any:
+                """None where they are no JSON: that the checkpoint is damaged is found when it is read."""
+                try:
+                    return super().metrics(step)
+                except ValueError:
+                    return None
+
         # Its own messages would stand between the run's lines; failures reach us as exceptions.
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -49,7 +57,7 @@ class Checkpoints:
             enable_async_checkpointing=False,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = Manager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())

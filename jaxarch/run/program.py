@@ -8,6 +8,7 @@ every array of the state; batch and index are shared. So `vmap` sees an unbatche
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -60,11 +61,12 @@ def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> l
             known = ", ".join(field.replace("_", "-") for field in fields) or "none"
             raise ConfigError(f"--sweep {axis}: no such number; this experiment can vary: {known}.")
         try:
-            axes.append([(name, float(value)) for value in values.split(",")])
+            numbers = [float(value) for value in values.split(",")]
         except ValueError:
-            raise ConfigError(
-                f"--sweep {axis}: the values are not numbers; write it as --sweep {name}=1,2,3."
-            ) from None
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            raise ConfigError(f"--sweep {axis}: the values are not numbers; write it as --sweep {name}=1,2,3.")
+        axes.append([(name, number) for number in numbers])
     named = [axis[0][0] for axis in axes]
     for axis in axes:
         if len(set(axis)) < len(axis):

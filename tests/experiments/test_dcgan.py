@@ -83,7 +83,7 @@ def test_digits_are_learned(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--size", 12], "dcgan: --size 12: a size of 12 is not 8, 16, 32, 64 or another power of two."),
+        (["--size", 12], "dcgan: --size 12 is not 8, 16, 32, 64 or another power of two."),
         (["--steps", 0], "dcgan: --steps 0 is below 1."),
         (["--data-seed", -1], "dcgan: --data-seed -1 is below 0."),
         (["--game.pack", 3], "dcgan: --game.pack 3 does not divide --batch-size 4."),

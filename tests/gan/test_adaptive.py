@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from scipy import ndimage, special, stats
 from scipy.spatial.transform import Rotation
 
+from experiments import dcgan
 from jaxarch.gan.adaptive import (
     COLOR,
     GEOMETRY,
@@ -33,6 +34,7 @@ from jaxarch.gan.adaptive import (
     transformed,
     warped,
 )
+from jaxarch.gan.augmentation import initial
 from jaxarch.run import ConfigError
 from tests.gan.record_adaptive import CASES, FILE, PICTURES
 
@@ -418,7 +420,20 @@ def test_it_is_made_of_products():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="pictures of 2 channels"):
         adaptive()(KEY, jnp.zeros((1, 4, 4, 2)), 0.5)
-    with pytest.raises(ConfigError, match="--augment.isotropic-scaling -1 is not 0 or above"):
+    with pytest.raises(ConfigError, match="--ada.isotropic-scaling -1 is not 0 or above"):
         AdaptiveConfig(isotropic_scaling=-1.0)
-    with pytest.raises(ConfigError, match="--augment.cutout 2 is a fraction above 1"):
+    with pytest.raises(ConfigError, match="--ada.cutout 2 is a fraction above 1"):
         AdaptiveConfig(cutout=2.0)
+    with pytest.raises(ConfigError, match="--ada-thousands 0 is not above 0"):
+        dcgan.Config(ada_thousands=0.0)
+    with pytest.raises(ConfigError, match=r"--ada-target nan is not in \[-1, 1\]"):
+        dcgan.Config(ada_target=float("nan"))
+
+
+def test_an_experiment_passes_on_the_options():
+    """A notch is 4 steps of 5 pictures in 40. What is 0 everywhere is changed by brightness alone."""
+    options = {"ada": AdaptiveConfig(brightness=0.0), "ada_target": 0.1, "ada_thousands": 0.04}
+    augment = dcgan.augmentation(dcgan.Config(augment="adaptive", batch_size=5, **options))
+    moved = augment.adapt(initial(0.25), jnp.array([1.0, 1.0, 1.0, -1.0, -1.0]), jnp.int32(3))
+    np.testing.assert_allclose(moved.probability, 0.25 + 5 * 4 / 40)
+    np.testing.assert_allclose(augment.apply(KEY, jnp.zeros((9, 8, 8, 1)), 1.0), 0, atol=1e-5)

@@ -135,5 +135,5 @@ def test_all_of_it_with_a_gradient():
         assert not np.allclose(jax.jit(diff_augment(DiffAugmentConfig(**fields)))(KEY, x), found)
     off = diff_augment(DiffAugmentConfig(color=False, translation=0.0, cutout=0.0))
     np.testing.assert_array_equal(off(KEY, jnp.asarray(x), 0.3), x)
-    with pytest.raises(ConfigError, match=r"--augment.cutout 1.5 is not in \[0, 1\]; 0 is off."):
+    with pytest.raises(ConfigError, match=r"DiffAugment's cutout 1.5 is not in \[0, 1\]; 0 is off."):
         DiffAugmentConfig(cutout=1.5)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.conditional_gan
+import experiments.dcgan
 from jaxarch.gan.dcgan import DCGANConfig, Discriminator, Generator, dcgan, widths
 from jaxarch.gan.training import GameConfig, OptimConfig, hypers, make_init, make_step
 from jaxarch.run.protocol import ConfigError
@@ -254,6 +256,10 @@ def test_a_step_moves_all_there_is(config, told, game):
     assert still <= {"['logit']['bias']", "['spectral']['logit']['vector']"}
 
 
+def step_of(game):
+    return make_step(*dcgan(CONFIG, (8, 8, 1)), game, OptimConfig(), lambda batch: batch)
+
+
 def test_labels_that_are_missing():
     for network, x in (
         (Generator(8, 1, 3, classes=2), jnp.ones((1, 3))),
@@ -266,9 +272,11 @@ def test_labels_that_are_missing():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dcgan(CONFIG, (12, 12, 1)), "--size 12: a size of 12 is not 8, 16, 32, 64 or another power of two."),
-        (lambda: dcgan(CONFIG, (4, 4, 1)), "--size 4: a size of 4 is not"),
+        (lambda: dcgan(CONFIG, (12, 12, 1)), "--size 12 is not 8, 16, 32, 64 or another power of two."),
+        (lambda: dcgan(CONFIG, (4, 4, 1)), "--size 4 is not 8"),
         (lambda: dcgan(CONFIG, (8, 16, 1)), "pictures of 8 x 16 pixels are not square"),
+        (lambda: step_of(GameConfig(path_length=2.0)), "--game.path-length is of generators with styles"),
+        (lambda: step_of(GameConfig(consistency=1.0)), "--game.consistency compares samples with augmented ones"),
         (lambda: DCGANConfig(latents=0), "--model.latents 0 is below 1."),
         (lambda: DCGANConfig(features=-1), "--model.features -1 is below 1."),
     ],
@@ -276,3 +284,12 @@ def test_labels_that_are_missing():
 def test_what_cannot_be(make, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("experiment", [experiments.dcgan, experiments.conditional_gan])
+def test_classes_are_an_asset_where_labels_are_told(experiment, tmp_path):
+    """`--init-from` takes no weights of a run with other assets: without labels other pictures are no hindrance."""
+    pytest.importorskip("sklearn")
+    experiment.experiment(experiment.Config()).assets(tmp_path)
+    assert (tmp_path / "classes.json").exists() == (experiment is experiments.conditional_gan)
+    assert (tmp_path / "data.json").exists() and (tmp_path / "generator.json").exists()

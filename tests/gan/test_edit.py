@@ -187,7 +187,11 @@ def test_project_finds_a_picture_of_the_generators_own(styled, command, tmp_path
         (["directions", "--layers", 1], "edit: --layers must be of the convolutions 0 to 0."),
         (["mixing", "a.png"], "edit: project, and nothing else, takes files of pictures"),
         (["project"], "edit: project, and nothing else, takes files of pictures"),
-        (["project", "missing.png"], "edit: the picture missing.png cannot be read"),
+        (
+            ["project", "missing.png"],
+            "edit: the picture missing.png cannot be read (No such file or directory); mend or remove it.",
+        ),
+        (["directions", "--amount", "nan"], "edit: --amount nan is no number; 1 is the default."),
         (["mixing", "--count", 0], "edit: --count 0 is below 1."),
         (["mixing", "--label", "three"], "edit: --label three is none of this run's classes: one, two."),
         (["paint"], "edit: "),

@@ -13,6 +13,7 @@ from jaxarch.data.images import ImageData, Pictures, load_images
 from jaxarch.gan import features, reports
 from jaxarch.gan.reports import extractor_of, make_fakes, make_report
 from jaxarch.gan.training import GANState
+from jaxarch.run import ConfigError
 
 
 class Painter(nn.Module):
@@ -115,3 +116,17 @@ def test_fakes_have_all_classes_in_every_report(data, tmp_path, monkeypatch):
     report(state(), jax.random.key(0), tmp_path)
     levels, counts = np.unique(seen[0][:, 0, 0, 0], return_counts=True)
     assert levels.tolist() == [0, 128, 255] and counts.sum() == 16 and counts.min() >= 2
+
+
+def test_too_few_pictures_are_said_before_a_run(data):
+    few = jax.tree.map(lambda leaf: leaf[:11], data.validation)
+    for some, message in (
+        (data._replace(rows=data.rows[:11]), "11 pictures to learn from are too few .* a smaller --held-out or more"),
+        (
+            data._replace(validation=few),
+            "11 pictures held out are too few .* a larger --held-out or --eval-pictures, or",
+        ),
+        (data._replace(rows=data.rows[:11], validation=few), "11 pictures .* 12 is the least; more pictures will do."),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_report(Painter(), some, lambda: features.pixels(8, 1), steps=1)

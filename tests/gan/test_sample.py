@@ -156,6 +156,7 @@ def of_more(tmp_path: Path, runs) -> Path:
         ("plain", ["--count", 0], "--count 0 is below 1."),
         ("plain", ["--columns", -1], "--columns -1 is below 0; 0 is the default."),
         ("plain", ["--output", "a.gif"], "--output a.gif is neither a .png nor an .npz."),
+        ("labels", ["--truncation", "nan"], "--truncation nan is no number; 0.7 is usual."),
         ("plain", ["--label", "3"], "{} has no classes; leave out --label."),
         ("labels", ["--label", "cat"], "--label cat is none of this run's classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9."),
         ("plain", ["--truncation", 0.5], "--truncation is of generators with a mean style, as StyleGAN's; {} is of a"),

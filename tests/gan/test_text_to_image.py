@@ -26,7 +26,6 @@ from jaxarch.gan.text_to_image import (
     matching_loss,
     r_precision,
     told,
-    widths,
 )
 from jaxarch.gan.training import GameConfig, OptimConfig, hypers
 from jaxarch.run.protocol import ConfigError
@@ -112,13 +111,6 @@ def test_a_text_is_read_without_its_padding():
 
 
 # --- the players and their game -----------------------------------------------------------------
-
-
-def test_widths():
-    assert widths(8, 3) == [3] and widths(32, 32) == [32, 64, 128] and widths(128, 8)[-1] == 64
-    for size in (4, 12, 31):
-        with pytest.raises(ConfigError, match=f"--size {size} is not 8, 16, 32"):
-            widths(size, 4)
 
 
 GENERATOR, DISCRIMINATOR, MATCHER = Generator(8, 3, 4, 2), Discriminator(2), Matcher(Words(), 5, 2)

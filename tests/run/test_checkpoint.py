@@ -29,11 +29,11 @@ def test_what_is_saved_comes_back(tmp_path):
     assert (jax.random.key_data(back["key"]) == jax.random.key_data(tree(3)["key"])).all()
 
 
-@pytest.mark.parametrize("harm", ["cut", "flipped", "missing"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "missing", "emptied"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(harm, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        checkpoints.save(step, tree(step), {}, None)
+        checkpoints.save(step, tree(step), {}, 1.0 / step)
     largest = files(tmp_path / "2")[-1]
     content = bytearray(largest.read_bytes())
     if harm == "cut":
@@ -41,6 +41,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(harm, tmp_p
     elif harm == "flipped":
         content[len(content) // 2] ^= 1
         largest.write_bytes(content)
+    elif harm == "emptied":  # as all files may be when the power fails
+        for path in files(tmp_path / "2"):
+            path.write_bytes(b"")
     else:
         largest.unlink()
     said = []

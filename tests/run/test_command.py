@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxarch.run import __main__ as used
 from jaxarch.run.command import Options, changes, from_json, to_json, value_of
 from jaxarch.run.load import load
+from jaxarch.run.program import Programs
 from jaxarch.run.protocol import ConfigError
 from tests.run.running import arrays, exit_code, log, run
 from tests.run.sketches import gan, line, tabular
@@ -225,6 +227,16 @@ def test_the_command_line_end_to_end(tmp_path):
     assert f"val/loss {result['val/loss']:.4g}" in evaluated.stdout
     wrong = subprocess.run([sys.executable, "-m", "jaxarch.run", "evaluate", "nowhere"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr == "jaxarch.run: nowhere is not a run: it has no config.json.\n"
+
+
+def test_an_experiment_that_measures_in_its_report_alone_says_so(tmp_path, monkeypatch, capsys):
+    folder = run(line, tmp_path, "--steps", 20)
+    monkeypatch.setattr(Programs, "evaluate", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["jaxarch.run", "evaluate", str(folder)])
+    capsys.readouterr()
+    used.main()
+    expected = f"all that this experiment measures is in its report: python -m jaxarch.run report {folder}\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):

@@ -153,6 +153,7 @@ def test_buffers_that_are_the_same_at_the_start_can_be_donated(tmp_path):
         (["learning-rate=1,1.0"], "the same value twice"),
         (["rate=1,2"], "--sweep rate=1,2: no such number; this experiment can vary: learning-rate."),
         (["learning-rate=a"], "the values are not numbers"),
+        (["learning-rate=1,nan"], "the values are not numbers"),
         (["learning-rate=1", "learning_rate=2"], "names learning_rate twice"),
     ],
 )

@@ -137,16 +137,17 @@ def kernel_distance(fakes: Features, real: Others, subsets: int = 50, size: int 
 def maximum_mean_discrepancy(fakes: Features, real: Others) -> float:
     """MMD^2 under the kernel (x . y / dim + 1)^3, without bias (Gretton et al. 2012, eq. 3)."""
     fakes, real = fakes.astype(np.float64), real.astype(np.float64)
+    return float(_within(fakes) + _within(real) - 2 * _kernel(fakes, real).mean())
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        products = x @ y.T / x.shape[1] + 1
-        return products * products * products  # ** 3 takes ten times as long
 
-    def within(x: np.ndarray) -> float:
-        products = kernel(x, x)
-        return (products.sum() - np.trace(products)) / (len(x) * (len(x) - 1))
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    products = x @ y.T / x.shape[1] + 1
+    return products * products * products  # ** 3 takes ten times as long
 
-    return float(within(fakes) + within(real) - 2 * kernel(fakes, real).mean())
+
+def _within(x: np.ndarray) -> float:
+    products = _kernel(x, x)
+    return (products.sum() - np.trace(products)) / (len(x) * (len(x) - 1))
 
 
 def inception_score(

@@ -13,7 +13,7 @@ from PIL import Image
 from experiments import conditional_gan
 from jaxarch.gan import features
 from jaxarch.gan.finished import pictures, restored
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--model.deep", False, "--size", 8, "--batch-size", 6, "--model.latents", 3, "--model.features", 2]
 LARGER = ["--model.deep", False, "--size", 8, "--batch-size", 16, "--model.latents", 4, "--model.features", 16]
@@ -44,9 +44,8 @@ def no_classifier(monkeypatch):
 def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_path):
     options = [*TINY, "--data", folder, "--steps", 4, "--eval-every", 4, "--discriminator", "auxiliary"]
     options += ["--generator", "embedding", "--gray", True]
-    whole = run(conditional_gan, tmp_path, *options, name="whole")
-    run(conditional_gan, tmp_path, *options, "--stop-at", 2, name="parts")
-    assert_same(whole, run(conditional_gan, tmp_path, "--resume", name="parts"))
+    whole = run(conditional_gan, tmp_path, *options, "--checkpoint-every", 2)
+    assert_same(whole, resumed(conditional_gan, whole, 2))
     assert "val/cas[shades-cnn]" in log(whole)[-1] and "val/cas[shades-cnn]" not in log(whole)[0]
     assert restored(whole).classes == ("bright", "dark")
 

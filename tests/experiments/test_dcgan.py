@@ -12,7 +12,7 @@ from PIL import Image
 from experiments import dcgan
 from jaxarch.gan.dcgan import Generator
 from jaxarch.gan.finished import pictures, restored
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--size", 8, "--batch-size", 4, "--model.latents", 3, "--model.features", 2]
 
@@ -33,10 +33,9 @@ def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_pat
     """Batch statistics, DiffAugment, two updates of D, the average."""
     options = [*TINY, "--data", folder, "--gray", True, "--steps", 4, "--eval-every", 4]
     options += ["--model.deep", False, "--model.norm", "batch", "--augment", "diff", "--game.critics", 2]
-    whole = run(dcgan, tmp_path, *options, name="whole")
+    whole = run(dcgan, tmp_path, *options, "--checkpoint-every", 2)
     assert "broken.png" in capsys.readouterr().out
-    run(dcgan, tmp_path, *options, "--stop-at", 2, name="parts")
-    assert_same(whole, run(dcgan, tmp_path, "--resume", name="parts"))
+    assert_same(whole, resumed(dcgan, whole, 2))
     names = set().union(*log(whole))
     assert {"train/d_loss", "train/g_loss", "train/d_accuracy"} <= names
     assert {"train/g_grad_norm/dense", "train/d_grad_norm/layer_0", "val/fid[pixels]", "val/fid_floor[pixels]"} <= names

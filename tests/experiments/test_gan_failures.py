@@ -9,16 +9,15 @@ import pytest
 
 from experiments import gan_failures
 from experiments.gan_failures import Config, experiment, finite, living
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--width", 4, "--layers", 1, "--batch-size", 4, "--steps", 4, "--eval-every", 4, "--seeds", 2]
 TINY += ["--rates", 1e-3, 1e30, "--gammas", 1.0, "--treatments", "packed", "relativistic_r1_r2"]
 
 
 def test_stopped_and_resumed_is_uninterrupted_though_members_diverge(tmp_path):
-    whole = run(gan_failures, tmp_path, *TINY, name="whole")
-    run(gan_failures, tmp_path, *TINY, "--stop-at", 2, name="parts")
-    assert_same(whole, run(gan_failures, tmp_path, "--resume", name="parts"))
+    whole = run(gan_failures, tmp_path, *TINY, "--checkpoint-every", 2)
+    assert_same(whole, resumed(gan_failures, whole, 2))
     said = log(whole)[-1]
     assert "val/grid[packed]" in said and "train/g_grad_norm/Dense_0[relativistic_r1_r2]" in said
     table = (whole / "samples" / "0000004" / "failures.md").read_text().splitlines()

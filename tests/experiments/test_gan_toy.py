@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import gan_toy
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--width", 8, "--layers", 1, "--batch-size", 16, "--steps", 8, "--eval-every", 4]
 
@@ -18,9 +18,8 @@ TINY = ["--width", 8, "--layers", 1, "--batch-size", 16, "--steps", 8, "--eval-e
 def test_stopped_and_resumed_is_uninterrupted(way, tmp_path):
     options = [*TINY, *way, "--game.penalty-every", 3, "--game.critics", 2, "--game.pack", 2]
     options += ["--game.gamma-final", 0.1, "--optim.final", 0.1, "--game.reuse-fakes", True]
-    whole = run(gan_toy, tmp_path, *options, name="whole")
-    run(gan_toy, tmp_path, *options, "--stop-at", 5, name="parts")
-    assert_same(whole, run(gan_toy, tmp_path, "--resume", name="parts"))
+    whole = run(gan_toy, tmp_path, *options, "--checkpoint-every", 5)
+    assert_same(whole, resumed(gan_toy, whole, 5))
     assert {"val/modes", "val/high_quality", "val/reverse_kl"} <= log(whole)[-1].keys()
     picture = next((whole / "samples").rglob("points.png"))
     assert len(np.unique(np.asarray(Image.open(picture)))) > 20
@@ -30,9 +29,8 @@ def test_stacked_digits_stopped_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(gan_toy, "STACKED", 2000)
     monkeypatch.setattr(gan_toy, "classifier", untrained)
     options = ["--data", "stacked", "--width", 4, "--latents", 4, "--batch-size", 4, "--steps", 4, "--eval-every", 4]
-    whole = run(gan_toy, tmp_path, *options, name="whole")
-    run(gan_toy, tmp_path, *options, "--stop-at", 2, name="parts")
-    assert_same(whole, run(gan_toy, tmp_path, "--resume", name="parts"))
+    whole = run(gan_toy, tmp_path, *options, "--checkpoint-every", 2)
+    assert_same(whole, resumed(gan_toy, whole, 2))
     assert {"val/modes", "val/reverse_kl", "val/reverse_kl_floor"} <= log(whole)[-1].keys()
 
 

@@ -15,7 +15,7 @@ from experiments import pix2pix
 from jaxarch.data.images import scaled
 from jaxarch.data.picture_pairs import load_picture_pairs
 from jaxarch.gan.pix2pix import UNet, mean_distance, peak_signal_to_noise, translated
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--size", 8, "--model.features", 2, "--model.d-features", 2, "--model.strided", 0, "--batch-size", 2]
 TINY += ["--steps", 4, "--eval-every", 4, "--model.dropout", 0.5, "--model.depth", 2]
@@ -34,10 +34,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_stopped_and_resumed_is_uninterrupted(folder, tmp_path):
     options = [*TINY, "--data", folder]
-    whole = run(pix2pix, tmp_path, *options, name="whole")
-    run(pix2pix, tmp_path, *options, "--stop-at", 2, name="parts")
-    parts = run(pix2pix, tmp_path, "--resume", name="parts")
-    assert_same(whole, parts)
+    whole = run(pix2pix, tmp_path, *options, "--checkpoint-every", 2)
+    assert_same(whole, resumed(pix2pix, whole, 2))
     last = log(whole)[-1]
     assert {"val/l1", "val/l1[input]", "val/psnr", "train/g_loss", "train/d_accuracy"} <= last.keys()
     picture = np.asarray(Image.open(whole / "samples" / "0000004" / "translations.png"))

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments import stylegan
 from jaxarch.gan.finished import pictures, restored
 from jaxarch.gan.stylegan2 import StyleGAN2Generator
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--size", 4, "--batch-size", 4, "--model.latent-dim", 3, "--model.style-dim", 4, "--model.mapping-layers", 1]
 TINY += ["--model.channel-base", 16, "--model.channel-max", 4]
@@ -35,9 +35,8 @@ def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_pat
     options = [*TINY, "--data", folder, "--steps", 6, "--eval-every", 6, "--game.penalty-every", 2]
     options += ["--game.path-length", 2, "--model.mixing", 0.9]
     options += ["--conditional", True]
-    whole = run(stylegan, tmp_path, *options, name="whole")
-    run(stylegan, tmp_path, *options, "--stop-at", 3, name="parts")
-    assert_same(whole, run(stylegan, tmp_path, "--resume", name="parts"))
+    whole = run(stylegan, tmp_path, *options, "--checkpoint-every", 3)
+    assert_same(whole, resumed(stylegan, whole, 3))
     assert {"train/path_length", "train/penalty", "val/fid[pixels]"} <= set().union(*log(whole))
     samples = whole / "samples" / "0000006"
     with Image.open(samples / "fakes.png") as plain, Image.open(samples / "truncated.png") as near:

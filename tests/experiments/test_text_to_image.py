@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import text_to_image
-from tests.run.running import assert_same, exit_code, log, run
+from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--size", 8, "--batch-size", 4, "--latents", 3, "--features", 2, "--matching-dim", 4, "--length", 8]
 TINY += ["--vocab-size", 270, "--model.layers", 1, "--model.heads", 1, "--model.dim", 4, "--game.penalty", "none"]
@@ -34,9 +34,8 @@ def test_stopped_and_resumed_is_uninterrupted_with_all_its_parts(folder, tmp_pat
     """The matching ends within the run; the report with a text of one's own."""
     options = [*TINY, "--data", folder, "--steps", 4, "--eval-every", 2, "--matching-steps", 1, "--augment.cutout", 0]
     options += ["--texts", "bright dark", "--optim.final", 0.5]
-    whole = run(text_to_image, tmp_path, *options, name="whole")
-    run(text_to_image, tmp_path, *options, "--stop-at", 2, name="parts")
-    assert_same(whole, run(text_to_image, tmp_path, "--resume", name="parts"))
+    whole = run(text_to_image, tmp_path, *options, "--checkpoint-every", 2)
+    assert_same(whole, resumed(text_to_image, whole, 2))
     last = log(whole)[-1]
     kinds = [f"val/{of}r_precision{real}" for of in ("", "seen_") for real in ("", "_real")]
     assert {"train/d_loss", "train/g_loss", *kinds} <= last.keys() and all(0 <= last[kind] <= 1 for kind in kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxarch.run import Experiment, load
+from jaxarch.run import Experiment, command, load
 from jaxarch.run.command import first_batch, main
 from jaxarch.run.loop import batches
 from jaxarch.run.program import Carry, Member, Programs
@@ -26,9 +27,26 @@ def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a") -> 
     return runs / module.__name__.rsplit(".", 1)[-1] / name
 
 
+def resumed(module: ModuleType, whole: Path, step: int) -> Path:
+    """A copy of a finished run as it was when it had saved that step, gone on with to its end; its folder.
+
+    Whole must have been told to save there, by `--checkpoint-every`.
+    """
+    copy = whole.with_name(f"{whole.name}-resumed")
+    shutil.copytree(whole, copy)
+    (copy / "result.json").unlink()
+    saved = sorted(int(path.name) for path in (copy / "checkpoints").iterdir())
+    assert step in saved and saved[-1] > step
+    for later in saved[saved.index(step) + 1 :]:
+        shutil.rmtree(copy / "checkpoints" / str(later))
+    return run(module, whole.parents[1], "--resume", name=copy.name)
+
+
 def exit_code(module: ModuleType, *arguments: object) -> int:
+    """Of its command line. No curves are drawn: of a run of GANs that takes as long as the rest of its test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["program", *map(str, arguments)])
+        patch.setattr(command, "draw", lambda log, picture: None)
         try:
             presets = {"wide": module.Config(dim=7)} if "line" in module.__name__ else getattr(module, "PRESETS", None)
             main(module.experiment, module.Config, presets)

@@ -18,7 +18,7 @@ class Rollout(NamedTuple):
 
     first: the observation is the first of an episode.
     next_observation: what the action led to, before any reset.
-    extras: what `act` said besides, as log-probabilities.
+    extras: what `act` said besides, as the distribution that the action is from.
     memory: the policy's memory before the first of these steps, `[envs, ...]`.
     """
 
@@ -41,11 +41,13 @@ class Agent(NamedTuple):
     """An algorithm. All functions are pure; observations have a leading axis of environments.
 
     init: `(key, hypers) -> learner`.
-    act: `(learner, observation, key, memory, first, index) -> (action, memory, extras)`, while collecting.
+    act: `(learner, observation, noise, memory, first, index) -> (action, memory, extras)`, while collecting.
     learn: `(learner, rollout, key, index) -> (learner, metrics)`.
     policy: `(learner, observation, key, memory, first, greedy) -> (action, memory)`, what was learned; `key` is
         without effect where it is greedy.
     memory: `envs -> memory` of so many environments, before anything was seen. A policy forgets it where `first`.
+    noise: `(key, envs) -> noise`, all that is random in `act`. It is drawn for many steps at once: in the loop over
+        steps it would cost as much as a step. By default the key itself.
     """
 
     init: Callable[[Key[Array, ""], Hypers], Learner]
@@ -53,3 +55,4 @@ class Agent(NamedTuple):
     learn: Callable[[Learner, Rollout, Key[Array, ""], Index], tuple[Learner, Metrics]]
     policy: Callable[..., tuple[Any, Memory]]
     memory: Callable[[int], Memory] = lambda envs: ()
+    noise: Callable[[Key[Array, ""], int], PyTree] = lambda key, envs: key

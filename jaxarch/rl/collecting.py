@@ -75,10 +75,11 @@ def collect(
     # Drawn at once: inside the loop they would cost as much as a step.
     starts = jax.vmap(jax.vmap(environment.reset))(jax.random.split(start_key, (length, envs)))
     step_keys = jax.random.split(step_key, (length, envs))
+    noise = jax.vmap(lambda key: agent.noise(key, envs))(jax.random.split(act_key, length))
 
     def one(world: World, drawn: tuple[Any, Any, Any]) -> tuple[World, tuple[Rollout, Episodes]]:
-        keys, start, acting = drawn
-        action, memory, extras = agent.act(learner, world.observation, acting, world.memory, world.first, index)
+        keys, start, noise = drawn
+        action, memory, extras = agent.act(learner, world.observation, noise, world.memory, world.first, index)
         following, made, episodes = advance(environment, world, action, memory, keys, start)
         seen = Rollout(
             world.observation,
@@ -93,7 +94,7 @@ def collect(
         )
         return following, (seen, episodes)
 
-    following, (rollout, episodes) = jax.lax.scan(one, world, (step_keys, starts, jax.random.split(act_key, length)))
+    following, (rollout, episodes) = jax.lax.scan(one, world, (step_keys, starts, noise))
     weight = episodes.ended.astype(jnp.float32)
     sound = jnp.isfinite(rollout.reward).all() & jnp.isfinite(rollout.next_observation).all()
     metrics: Metrics = {

@@ -24,7 +24,7 @@ from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.distributions import Categorical, Gaussian
 from jaxarch.rl.environments import Environment, action_size, actions_of, observation_shape
 from jaxarch.rl.moments import normalized, nothing_seen, updated
-from jaxarch.rl.networks import NetworkConfig, Torso, orthogonal
+from jaxarch.rl.networks import Network, NetworkConfig
 from jaxarch.rl.returns import generalized_advantages
 from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
 
@@ -121,23 +121,19 @@ class ActorCritic(nn.Module):
     continuous: bool
     shared: bool
 
-    def setup(self) -> None:
-        self.actor = Torso(self.config, self.shape, self.categories)
-        self.critic = self.actor if self.shared else Torso(self.config, self.shape, self.categories)
-        self.actor_head = nn.Dense(self.outputs, kernel_init=orthogonal(0.01))
-        self.critic_head = nn.Dense(1, kernel_init=orthogonal(1.0))
-        if self.continuous:
-            self.log_std = self.param("log_std", nn.initializers.zeros, (self.outputs,))
-
-    def policy(self, observations: Any) -> Any:
-        found = self.actor_head(self.actor(observations))
-        return Gaussian(found, self.log_std) if self.continuous else Categorical(found)
-
-    def value(self, observations: Any) -> Float[Array, "*batch"]:
-        return self.critic_head(self.critic(observations))[..., 0]
-
-    def __call__(self, observations: Any) -> tuple[Any, Float[Array, "*batch"]]:
-        return self.policy(observations), self.value(observations)
+    @nn.compact
+    def __call__(self, observations: Any) -> tuple[Categorical | Gaussian, Float[Array, "*batch"]]:
+        policy, value = (self.outputs, 0.01), (1, 1.0)
+        if self.shared:
+            found = Network(self.config, self.shape, self.categories, (policy, value), name="both")(observations)
+            told, values = found[..., :-1], found[..., -1]
+        else:
+            told = Network(self.config, self.shape, self.categories, (policy,), name="actor")(observations)
+            values = Network(self.config, self.shape, self.categories, (value,), name="critic")(observations)[..., 0]
+        if not self.continuous:
+            return Categorical(told), values
+        log_std = self.param("log_std", nn.initializers.zeros, (self.outputs,))
+        return Gaussian(told, jnp.broadcast_to(log_std, told.shape)), values
 
 
 def make_agent(environment: Environment, config: PPOConfig, envs: int, length: int, iterations: int) -> Agent:
@@ -164,11 +160,8 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         """As the network sees them."""
         return normalized(learner.observations, observations) if config.normalize_observations else observations
 
-    def policy_of(params: PyTree, observations: Any) -> Any:
-        return network.apply({"params": params}, observations, method="policy")
-
-    def value_of(params: PyTree, observations: Any) -> Any:
-        return network.apply({"params": params}, observations, method="value")
+    def policy_and_value(params: PyTree, observations: Any) -> Any:
+        return network.apply({"params": params}, observations)
 
     def init(key: Key[Array, ""], hypers: Hypers) -> Learner:
         observations = jax.vmap(environment.reset)(key[None])[0]
@@ -177,35 +170,48 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         returns = (nothing_seen(), jnp.zeros(envs)) if config.normalize_rewards else ((), ())
         return Learner(params, direction.init(params), moments, *returns, hypers)
 
-    def act(learner: Learner, observation: Any, key: Any, memory: Any, first: Any, index: Index) -> tuple:
-        policy = policy_of(learner.params, seen(learner, observation))
-        action = policy.sample(key)
-        return action, memory, policy.log_prob(action)
+    def noise(key: Key[Array, ""], envs: int) -> Float[Array, "envs outputs"]:
+        return (jax.random.normal if network.continuous else jax.random.gumbel)(key, (envs, network.outputs))
+
+    def chosen(policy: Categorical | Gaussian, noise: Float[Array, "envs outputs"]) -> Any:
+        if isinstance(policy, Gaussian):
+            return policy.mean + jnp.exp(policy.log_std) * noise
+        return jnp.argmax(policy.logits + noise, axis=-1)  # a categorical sample (Gumbel 1954)
+
+    def act(learner: Learner, observation: Any, noise: Array, memory: Any, first: Any, index: Index) -> tuple:
+        policy, _ = policy_and_value(learner.params, seen(learner, observation))
+        return chosen(policy, noise), memory, policy
 
     def policy(learner: Learner, observation: Any, key: Any, memory: Any, first: Any, greedy: bool) -> tuple:
-        policy = policy_of(learner.params, seen(learner, observation))
+        policy, _ = policy_and_value(learner.params, seen(learner, observation))
         return policy.mode() if greedy else policy.sample(key), memory
 
     def advantages_of(learner: Learner, rollout: Rollout, rewards: Array) -> Batch:
         hypers, params = learner.hypers, learner.params
         observations = seen(learner, rollout.observation)
-        values = value_of(params, observations)
-        next_values = value_of(params, seen(learner, rollout.next_observation))
+        _, values = policy_and_value(params, observations)
+        _, next_values = policy_and_value(params, seen(learner, rollout.next_observation))
         discounts = hypers.gamma * ~rollout.terminated
         advantages = generalized_advantages(rewards, values, next_values, discounts, rollout.ended, hypers.gae_lambda)
-        batch = Batch(observations, rollout.action, rollout.extras, values, advantages, advantages + values)
+        batch = Batch(
+            observations,
+            rollout.action,
+            rollout.extras.log_prob(rollout.action),
+            values,
+            advantages,
+            advantages + values,
+        )
         return jax.tree.map(lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), batch)
 
     def loss(params: PyTree, batch: Batch, hypers: Hypers) -> tuple[Array, Metrics]:
         """The clipped objective, the value's loss and the entropy (eq. 9)."""
-        policy = policy_of(params, batch.observation)
+        policy, value = policy_and_value(params, batch.observation)
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
         gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - hypers.clip, 1 + hypers.clip) * advantage)
         policy_loss, entropy = -gain.mean(), policy.entropy().mean()
 
-        value = value_of(params, batch.observation)
         error = jnp.square(value - batch.target)
         if config.clip_value:
             near = batch.value + jnp.clip(value - batch.value, -hypers.clip, hypers.clip)
@@ -256,7 +262,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         rewards = jnp.clip(rollout.reward / jnp.sqrt(moments.variance + 1e-8), -10, 10)
         return replace(learner, returns=moments, under_way=under_way), rewards
 
-    return Agent(init, act, learn, policy)
+    return Agent(init, act, learn, policy, noise=noise)
 
 
 def network_of(environment: Environment, config: PPOConfig) -> ActorCritic:

@@ -7,9 +7,10 @@ action led to, before any reset.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,23 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Environment:
     """
     constructed, params = _constructed(name, dict(options or {}))
     return adapted(constructed, params, name)
+
+
+def options_of(settings: Sequence[str]) -> dict[str, Any]:
+    """What `name=value` settings of a command line say; a value that Python can read is what it means.
+
+    Raises ConfigError for one that is no such setting.
+    """
+    options: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--env-options {setting}: write it as name=value.")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
 
 
 def _constructed(name: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -208,7 +208,8 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
     clipped = optax.clip_by_global_norm(config.max_norm) if config.max_norm else optax.identity()
     direction = optax.chain(clipped, optax.scale_by_adam(eps=config.adam_eps))
 
-    def described(params: PyTree, observations: Any, noise: Any = None) -> Float[Array, "batch actions atoms"]:
+    def described(params: PyTree, observations: Any, noise: Any = None) -> Any:
+        """`[batch, actions, atoms]`"""
         rngs = None if noise is None or not config.noisy else {"noise": noise}
         return cast(Array, network.apply({"params": params}, observations, rngs=rngs))
 

@@ -184,7 +184,7 @@ def peer(arguments: Arguments) -> Measure:
             train_state, losses = jax.lax.scan(minibatch, train_state, batches)
             return (train_state, key), losses
 
-        (train_state, key), losses = jax.lax.scan(epoch, (train_state, key), None, EPOCHS)
+        (train_state, key), _ = jax.lax.scan(epoch, (train_state, key), None, EPOCHS)
         return (train_state, state, last, key), seen.info
 
     def train(carry: tuple) -> tuple[tuple, Any]:

@@ -59,7 +59,9 @@ FEW = 8  # inputs or outputs of a layer, and examples, whose product is faster a
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def perceptron(activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+def perceptron(
+    activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]
+) -> Float[Array, "batch outputs"]:
     """Dense layers, all but the last with their activation.
 
     With gradients of its own, for XLA:CPU: a weight gradient as autodiff writes it contracts the first axis of both
@@ -192,3 +194,16 @@ class Network(nn.Module):
     def __call__(self, observations: Any) -> Float[Array, "*batch outputs"]:
         found = Flat(self.config, self.shape, self.categories)(observations)
         return Perceptron((self.config.width,) * self.config.layers, self.heads, self.config.activation)(found)
+
+
+class ActionValue(nn.Module):
+    """The value of a continuous action at an observation: both joined, through dense layers."""
+
+    config: NetworkConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, observations: Any, actions: Float[Array, "batch size"]) -> Float[Array, " batch"]:
+        joined = jnp.concatenate([observations.reshape(len(actions), -1), actions], axis=-1).astype(self.dtype)
+        features = MLP((self.config.width,) * self.config.layers, self.config.activation, self.dtype)(joined)
+        return nn.Dense(1, kernel_init=orthogonal(1.0), dtype=self.dtype)(features)[:, 0]

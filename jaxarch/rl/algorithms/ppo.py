@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from gymnax.environments import spaces
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.rl.agent import Agent, Rollout
@@ -26,6 +26,7 @@ from jaxarch.rl.environments import Environment, action_size, actions_of, observ
 from jaxarch.rl.moments import normalized, nothing_seen, updated
 from jaxarch.rl.networks import Network, NetworkConfig
 from jaxarch.rl.returns import generalized_advantages
+from jaxarch.rl.successors import successor_values
 from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
 
 
@@ -168,7 +169,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         params = network.init(key, observations)["params"]
         moments = nothing_seen(shape) if config.normalize_observations else ()
         returns = (nothing_seen(), jnp.zeros(envs)) if config.normalize_rewards else ((), ())
-        return Learner(params, direction.init(params), moments, *returns, hypers)
+        return Learner(params, direction.init(ravel_pytree(params)[0]), moments, *returns, hypers)
 
     def noise(key: Key[Array, ""], envs: int) -> Float[Array, "envs outputs"]:
         return (jax.random.normal if network.continuous else jax.random.gumbel)(key, (envs, network.outputs))
@@ -190,7 +191,9 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         hypers, params = learner.hypers, learner.params
         observations = seen(learner, rollout.observation)
         _, values = policy_and_value(params, observations)
-        _, next_values = policy_and_value(params, seen(learner, rollout.next_observation))
+        next_values = successor_values(
+            lambda observations: policy_and_value(params, seen(learner, observations))[1], rollout, values
+        )
         discounts = hypers.gamma * ~rollout.terminated
         advantages = generalized_advantages(rewards, values, next_values, discounts, rollout.ended, hypers.gae_lambda)
         batch = Batch(
@@ -234,16 +237,18 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         batch = advantages_of(learner, rollout, rewards)
         learning_rate = hypers.learning_rate * rate(index)
 
-        def update(carry: tuple[PyTree, PyTree], rows: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
-            params, opt = carry
+        def update(carry: tuple[Array, PyTree], rows: Array) -> tuple[tuple[Array, PyTree], Metrics]:
+            flat, opt = carry
             few = jax.tree.map(lambda leaf: leaf[rows], batch)
-            grads, metrics = jax.grad(loss, has_aux=True)(params, few, hypers)
-            updates, opt = direction.update(grads, opt)
-            return (jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt), metrics
+            grads, metrics = jax.grad(loss, has_aux=True)(tree(flat), few, hypers)
+            updates, opt = direction.update(ravel_pytree(grads)[0], opt)
+            return (flat - learning_rate * updates, opt), metrics
 
+        # As one vector: a dozen small arrays cost more on the way through the optimiser than what they hold.
+        flat, tree = ravel_pytree(learner.params)
         orders = permutations(key, config.epochs, steps).reshape(config.epochs * config.minibatches, -1)
-        (params, opt), metrics = jax.lax.scan(update, (learner.params, learner.opt), orders)
-        learner = replace(learner, params=params, opt=opt)
+        (flat, opt), metrics = jax.lax.scan(update, (flat, learner.opt), orders)
+        learner = replace(learner, params=tree(flat), opt=opt)
         if config.normalize_observations:
             # Only now: what is learned from must be seen as it was when it was acted upon.
             learner = replace(learner, observations=updated(learner.observations, rollout.observation))

@@ -73,7 +73,7 @@ class Replay:
     ending: Any
     extras: Any
     finals: Any
-    priorities: Priorities | None
+    priorities: Any
     length: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)

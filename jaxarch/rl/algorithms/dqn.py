@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -211,7 +211,7 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
     def described(params: PyTree, observations: Any, noise: Any = None) -> Any:
         """`[batch, actions, atoms]`"""
         rngs = None if noise is None or not config.noisy else {"noise": noise}
-        return network.apply({"params": params}, observations, rngs=rngs)
+        return cast(Array, network.apply({"params": params}, observations, rngs=rngs))
 
     def values_of(returns: Float[Array, "batch actions atoms"]) -> Float[Array, "batch actions"]:
         """The mean of each described return."""

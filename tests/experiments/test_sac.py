@@ -25,11 +25,10 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset, least", [("pendulum", -200), ("cartpole", 475)])
-def test_what_is_learned(preset, least, tmp_path):
-    folder = run(sac, tmp_path, preset, "--replicas", 5, "--scan", 200)
+def test_pendulum_is_learned(tmp_path):
+    folder = run(sac, tmp_path, "--replicas", 5, "--scan", 200)
     result = json.loads((folder / "result.json").read_text())
-    assert np.sort(result["eval/return/replicas"])[1:4].mean() >= least
+    assert np.sort(result["eval/return/replicas"])[1:4].mean() >= -200
 
 
 @pytest.mark.parametrize(

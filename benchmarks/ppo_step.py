@@ -114,9 +114,10 @@ def peer(arguments: Arguments) -> Measure:
     made, params = gymnax.make("CartPole-v1")
     environment = LogWrapper(FlattenObservationWrapper(made))
     network = ActorCritic(made.num_actions)
+    apply: Any = network.apply
     total = 10**8 // (envs * length)
 
-    def rate(count: jax.Array) -> jax.Array:
+    def rate(count: Any) -> jax.Array:
         return RATE * (1.0 - (count // (EPOCHS * MINIBATCHES)) / total)
 
     optimizer = optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(rate, eps=EPS))
@@ -128,10 +129,10 @@ def peer(arguments: Arguments) -> Measure:
         observation, state = jax.vmap(environment.reset, (0, None))(jax.random.split(reset_key, envs), params)
         return train_state, state, observation, key
 
-    def env_step(carry: tuple, _: None) -> tuple[tuple, Transition]:
+    def env_step(carry: tuple, _: Any) -> tuple[tuple, Transition]:
         train_state, state, last, key = carry
         key, action_key = jax.random.split(key)
-        logits, value = network.apply(train_state.params, last)  # type: ignore[misc]
+        logits, value = apply(train_state.params, last)
         action = jax.random.categorical(action_key, logits)
         key, step_key = jax.random.split(key)
         observation, state, reward, terminated, truncated, info = jax.vmap(environment.step, (0, 0, 0, None))(
@@ -145,7 +146,7 @@ def peer(arguments: Arguments) -> Measure:
         return (train_state, state, observation, key), transition
 
     def loss(weights: Any, few: Transition, advantage: jax.Array, target: jax.Array) -> jax.Array:
-        logits, value = network.apply(weights, few.observation)  # type: ignore[misc]
+        logits, value = apply(weights, few.observation)
         near = few.value + jnp.clip(value - few.value, -CLIP, CLIP)
         value_loss = 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target)).mean()
         ratio_ = jnp.exp(log_prob(logits, few.action) - few.log_prob)
@@ -155,10 +156,10 @@ def peer(arguments: Arguments) -> Measure:
         entropy = -jnp.sum(jnp.exp(logs) * logs, axis=-1).mean()
         return -gain.mean() + VALUE * value_loss - ENTROPY * entropy
 
-    def iteration(carry: tuple, _: None) -> tuple[tuple, Any]:
+    def iteration(carry: tuple, _: Any) -> tuple[tuple, Any]:
         carry, seen = jax.lax.scan(env_step, carry, None, length)
         train_state, state, last, key = carry
-        _, last_value = network.apply(train_state.params, last)  # type: ignore[misc]
+        _, last_value = apply(train_state.params, last)
 
         def backward(after: tuple, step: Transition) -> tuple[tuple, jax.Array]:
             advantage, next_value = after
@@ -169,7 +170,7 @@ def peer(arguments: Arguments) -> Measure:
         _, advantages = jax.lax.scan(backward, (jnp.zeros_like(last_value), last_value), seen, reverse=True, unroll=16)
         targets = advantages + seen.value
 
-        def epoch(state: tuple, _: None) -> tuple[tuple, jax.Array]:
+        def epoch(state: tuple, _: Any) -> tuple[tuple, jax.Array]:
             train_state, key = state
             key, order_key = jax.random.split(key)
             order = jax.random.permutation(order_key, envs * length)

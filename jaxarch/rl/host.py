@@ -69,9 +69,8 @@ def train(
         begun, steps = world.memory, []
         for t in range(length):
             observation, first = world.observation, world.first
-            action, world.memory, extras = act(
-                learner, observation, jax.random.fold_in(act_key, t), world.memory, first, jnp.asarray(index)
-            )
+            noise = agent.noise(jax.random.fold_in(act_key, t), envs.num_envs)
+            action, world.memory, extras = act(learner, observation, noise, world.memory, first, jnp.asarray(index))
             steps.append((observation, first, action, *world.step(action), extras))
         rollout = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
         learner, _ = learn(learner, Rollout(*rollout, begun), learn_key, jnp.asarray(index))

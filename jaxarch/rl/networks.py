@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,7 @@ def _backward(activation: str, kept: Any, gradient: Array) -> tuple[Any, Array]:
     for number, ((kernel, _), x) in reversed(list(enumerate(zip(layers, inputs)))):
         if kernel.shape[1] <= FEW:
             of_kernel = jnp.stack([(x * column[:, None]).sum(0) for column in gradient.T], axis=1)
-            of_input = sum(column[:, None] * row for column, row in zip(gradient.T, kernel.T))
+            of_input = (gradient[:, None, :] * kernel).sum(-1)
         else:
             # Behind the barrier the transpose is made; else the product would take its operand the slow way round.
             of_kernel = jax.lax.optimization_barrier(x.T) @ gradient
@@ -122,7 +122,7 @@ class Perceptron(nn.Module):
         heads = [layer(f"head_{n}", inputs[-1], outputs, scale) for n, (outputs, scale) in enumerate(self.heads)]
         layers.append(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *heads))
         rows = x.reshape(-1, x.shape[-1])
-        found = perceptron(self.activation, tuple(layers), rows)
+        found = cast(Array, perceptron(self.activation, tuple(layers), rows))
         return found.reshape(*x.shape[:-1], found.shape[-1])
 
 

@@ -45,8 +45,11 @@ def test_memory_is_kept_until_room_is_needed():
     assert faults(before="backend.prepare()", after="backend.make_room(2**50)") > 10_000
 
 
-def program(dtype):
-    return str(jax.make_jaxpr(lambda x: x @ x + 1)(jnp.ones((2, 2), dtype)))
+SIDE = 513  # of a product that is not small
+
+
+def program(dtype, side=SIDE):
+    return str(jax.make_jaxpr(lambda x: x @ x + 1)(jnp.ones((side, side), dtype)))
 
 
 @pytest.mark.skipif(backend.platform() != "cpu", reason="options of the CPU")
@@ -55,6 +58,18 @@ def test_options_follow_what_the_program_holds():
     assert bool(backend.compiler_options(program(jnp.bfloat16))) == (jax.__version_info__ >= (0, 11))
     recomputed = str(jax.make_jaxpr(jax.grad(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))))(1.0))
     assert bool(backend.compiler_options(recomputed)) == (jax.__version_info__ < (0, 11))
+
+
+@pytest.mark.skipif(backend.platform() != "cpu", reason="options of the CPU")
+def test_small_products_have_options_of_their_own():
+    small = backend.compiler_options(program(jnp.float32, SIDE - 1))
+    assert small["xla_cpu_prefer_vector_width"] == 512
+    behind = str(jax.make_jaxpr(lambda x: jax.lax.optimization_barrier(x.T) @ x)(jnp.ones((2, 2))))
+    assert ("xla_disable_hlo_passes" in backend.compiler_options(behind)) == (jax.__version_info__ < (0, 11))
+    # The largest of all counts, over a batch too; where there is none, nothing is chosen.
+    together = str(jax.make_jaxpr(jax.vmap(lambda x: x @ x))(jnp.ones((2, SIDE - 1, SIDE - 1))))
+    assert backend.compiler_options(together) == {}
+    assert backend.compiler_options(str(jax.make_jaxpr(jnp.sin)(1.0))) == {}
 
 
 @pytest.mark.skipif(backend.platform() != "cpu", reason="options of the CPU")

@@ -10,9 +10,9 @@ observation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,16 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from jaxarch.rl.actor_critic import actor_critic, chosen, noise_of
 from jaxarch.rl.agent import Agent, Rollout
-from jaxarch.rl.distributions import Categorical, Gaussian
-from jaxarch.rl.environments import Environment, action_size, actions_of, observation_shape
+from jaxarch.rl.environments import Environment
 from jaxarch.rl.moments import normalized, nothing_seen, updated
-from jaxarch.rl.networks import Network, NetworkConfig
+from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.returns import generalized_advantages
 from jaxarch.rl.successors import successor_values
-from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
+from jaxarch.run import ConfigError, Index, Metrics, backend, check_least, check_not_negative
+
+AT_ONCE = 512  # steps whose gradient is computed at once: their features fit a core's cache
 
 
 class Hypers(NamedTuple):
@@ -109,34 +111,6 @@ class Batch(NamedTuple):
     target: Float[Array, " steps"]
 
 
-class ActorCritic(nn.Module):
-    """A distribution of actions and a value, each of observations `[*batch, *shape]`.
-
-    outputs: numbers that the distribution is told by: logits, or the means of a Gaussian.
-    """
-
-    config: NetworkConfig
-    shape: tuple[int, ...]
-    categories: int
-    outputs: int
-    continuous: bool
-    shared: bool
-
-    @nn.compact
-    def __call__(self, observations: Any) -> tuple[Categorical | Gaussian, Float[Array, "*batch"]]:
-        policy, value = (self.outputs, 0.01), (1, 1.0)
-        if self.shared:
-            found = Network(self.config, self.shape, self.categories, (policy, value), name="both")(observations)
-            told, values = found[..., :-1], found[..., -1]
-        else:
-            told = Network(self.config, self.shape, self.categories, (policy,), name="actor")(observations)
-            values = Network(self.config, self.shape, self.categories, (value,), name="critic")(observations)[..., 0]
-        if not self.continuous:
-            return Categorical(told), values
-        log_std = self.param("log_std", nn.initializers.zeros, (self.outputs,))
-        return Gaussian(told, jnp.broadcast_to(log_std, told.shape)), values
-
-
 def make_agent(environment: Environment, config: PPOConfig, envs: int, length: int, iterations: int) -> Agent:
     """PPO on rollouts of `length` steps of `envs` environments.
 
@@ -149,8 +123,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
             f"--agent.minibatches {config.minibatches} does not divide the {steps} steps of a rollout "
             f"(--envs {envs} times --length {length})."
         )
-    network = network_of(environment, config)
-    shape = observation_shape(environment)
+    network = actor_critic(environment, config.model, config.networks == "shared", "ppo")
     clipped = optax.clip_by_global_norm(config.max_norm) if config.max_norm else optax.identity()
     direction = optax.chain(clipped, optax.scale_by_adam(eps=1e-5))
 
@@ -167,17 +140,9 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
     def init(key: Key[Array, ""], hypers: Hypers) -> Learner:
         observations = jax.vmap(environment.reset)(key[None])[0]
         params = network.init(key, observations)["params"]
-        moments = nothing_seen(shape) if config.normalize_observations else ()
+        moments = nothing_seen(network.shape) if config.normalize_observations else ()
         returns = (nothing_seen(), jnp.zeros(envs)) if config.normalize_rewards else ((), ())
         return Learner(params, direction.init(ravel_pytree(params)[0]), moments, *returns, hypers)
-
-    def noise(key: Key[Array, ""], envs: int) -> Float[Array, "envs outputs"]:
-        return (jax.random.normal if network.continuous else jax.random.gumbel)(key, (envs, network.outputs))
-
-    def chosen(policy: Categorical | Gaussian, noise: Float[Array, "envs outputs"]) -> Any:
-        if isinstance(policy, Gaussian):
-            return policy.mean + jnp.exp(policy.log_std) * noise
-        return jnp.argmax(policy.logits + noise, axis=-1)  # a categorical sample (Gumbel 1954)
 
     def act(learner: Learner, observation: Any, noise: Array, memory: Any, first: Any, index: Index) -> tuple:
         policy, _ = policy_and_value(learner.params, seen(learner, observation))
@@ -211,8 +176,8 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         policy, value = policy_and_value(params, batch.observation)
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
-        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - hypers.clip, 1 + hypers.clip) * advantage)
+        limited = jnp.clip(ratio, 1 - hypers.clip, 1 + hypers.clip)
+        gain = jnp.minimum(ratio * batch.advantage, limited * batch.advantage)
         policy_loss, entropy = -gain.mean(), policy.entropy().mean()
 
         error = jnp.square(value - batch.target)
@@ -230,6 +195,16 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
             "train/clip_fraction": jnp.mean(jnp.abs(ratio - 1) > hypers.clip, dtype=jnp.float32),
         }
 
+    def gradient(params: PyTree, batch: Batch, hypers: Hypers) -> tuple[PyTree, Metrics]:
+        """Of a minibatch."""
+        advantage = batch.advantage
+        batch = batch._replace(advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8))
+        of = jax.grad(loss, has_aux=True)
+        if len(advantage) <= AT_ONCE or len(advantage) % AT_ONCE:
+            return of(params, batch, hypers)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, AT_ONCE, *leaf.shape[1:]), batch)
+        return jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(lambda part: of(params, part, hypers), parts))
+
     def learn(learner: Learner, rollout: Rollout, key: Key[Array, ""], index: Index) -> tuple[Learner, Metrics]:
         hypers, rewards = learner.hypers, rollout.reward
         if config.normalize_rewards:
@@ -240,7 +215,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         def update(carry: tuple[Array, PyTree], rows: Array) -> tuple[tuple[Array, PyTree], Metrics]:
             flat, opt = carry
             few = jax.tree.map(lambda leaf: leaf[rows], batch)
-            grads, metrics = jax.grad(loss, has_aux=True)(tree(flat), few, hypers)
+            grads, metrics = gradient(tree(flat), few, hypers)
             updates, opt = direction.update(ravel_pytree(grads)[0], opt)
             return (flat - learning_rate * updates, opt), metrics
 
@@ -267,16 +242,9 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         rewards = jnp.clip(rollout.reward / jnp.sqrt(moments.variance + 1e-8), -10, 10)
         return replace(learner, returns=moments, under_way=under_way), rewards
 
-    return Agent(init, act, learn, policy, noise=noise)
-
-
-def network_of(environment: Environment, config: PPOConfig) -> ActorCritic:
-    space = environment.observation_space
-    categories = int(space.n) if isinstance(space, spaces.Discrete) else 0
-    continuous = isinstance(environment.action_space, spaces.Box)
-    outputs = (action_size if continuous else actions_of)(environment, "ppo")
-    shape = () if categories else observation_shape(environment)
-    return ActorCritic(config.model, shape, categories, outputs, continuous, config.networks == "shared")
+    # Replicas learn one after another on a CPU, where small products and convolutions of several are slower.
+    replicated = jax.custom_batching.sequential_vmap(learn) if backend.platform() == "cpu" else learn
+    return Agent(init, act, replicated, policy, noise=partial(noise_of, network))
 
 
 def permutations(key: Key[Array, ""], count: int, size: int) -> Int[Array, "count size"]:

@@ -67,7 +67,9 @@ PRESETS = {
             entropy=0.0,
             epochs=10,
             minibatches=10,
+            clip_value=False,
             normalize_observations=True,
+            normalize_rewards=True,
         ),
     ),
     "breakout": Config(

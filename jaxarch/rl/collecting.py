@@ -67,8 +67,8 @@ def collect(
 ) -> tuple[World, Rollout, Metrics]:
     """`length` steps of each environment by `agent.act`.
 
-    Two metrics have the environment's name: `train/sound`, which a reward or an observation that is no number makes
-    one itself, and so ends the run; and `train/outside`, the share of observed numbers outside the space.
+    Two metrics have the environment's name: `env/sound`, which a reward or an observation that is no number makes
+    one itself, and so ends the run; and `env/outside`, the share of observed numbers outside the space.
     """
     envs = len(world.first)
     start_key, step_key, act_key = jax.random.split(key, 3)
@@ -100,8 +100,8 @@ def collect(
     metrics: Metrics = {
         "train/return": Mean(jnp.sum(episodes.returns * weight), weight.sum()),
         "train/episode_length": Mean(jnp.sum(episodes.lengths * weight), weight.sum()),
-        f"train/sound[{environment.name}]": jnp.where(sound, 1.0, jnp.nan),
-        f"train/outside[{environment.name}]": jnp.mean(
+        f"env/sound[{environment.name}]": jnp.where(sound, 1.0, jnp.nan),
+        f"env/outside[{environment.name}]": jnp.mean(
             outside(environment.observation_space, rollout.next_observation), dtype=jnp.float32
         ),
     }

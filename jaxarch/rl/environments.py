@@ -142,7 +142,7 @@ def adapted(environment: Any, params: Any, name: str) -> Environment:
     """
     in_parts = all(hasattr(environment, part) for part in ("reset_env", "step_env", "is_truncated"))
     raw_reset = environment.reset_env if in_parts else environment.reset
-    like = jax.eval_shape(raw_reset, jax.random.key(0), params)
+    like = jax.eval_shape(lambda key: raw_reset(key, params), jax.random.key(0))  # params need not be a pytree
 
     def reset(key: Key[Array, ""]) -> tuple[Observation, PyTree]:
         return _as(like, raw_reset(key, params))

@@ -54,14 +54,14 @@ class MLP(nn.Module):
         return x
 
 
-Layer = tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]  # a kernel and a bias
+Layer = tuple[Float[Array, "_ _"], Float[Array, " _"]]  # a kernel, `[inputs, outputs]`, and a bias
 FEW = 8  # inputs or outputs of a layer, and examples, whose product is faster as a sum
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def perceptron(
     activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]
-) -> Float[Array, "batch outputs"]:
+) -> Float[Array, "batch _"]:
     """Dense layers, all but the last with their activation.
 
     With gradients of its own, for XLA:CPU: a weight gradient as autodiff writes it contracts the first axis of both

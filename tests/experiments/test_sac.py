@@ -21,7 +21,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
     assert_same(whole, resumed(sac, whole, 6))
     last = log(whole)[-1]
     assert {"train/entropy", "train/temperature", "train/value_loss", "eval/return"} <= last.keys()
-    assert last["train/outside[Pendulum-v1]"] == 0 and last["eval/episode_length"] == 5
+    assert last["env/outside[Pendulum-v1]"] == 0 and last["eval/episode_length"] == 5
 
 
 @pytest.mark.slow

@@ -135,8 +135,10 @@ def test_the_gradient_of_reinforce(baseline):
             return -gain + config.value * error - config.entropy * jnp.mean(policy.entropy())
 
         wanted = stepped(optax.adam(config.learning_rate), config.max_norm, learner.params, loss)
-        found, _ = agent.learn(learner, rollout, jax.random.key(0), jnp.asarray(3))
+        found, metrics = agent.learn(learner, rollout, jax.random.key(0), jnp.asarray(3))
         assert_close(found.params, wanted)
+        # Adam would not tell a sum from a mean.
+        np.testing.assert_allclose(metrics["train/value_loss"], np.mean((values[times, envs] - returns) ** 2) / 2)
 
 
 def test_a_rollout_without_an_end_teaches_reinforce_nothing_of_returns():

@@ -60,6 +60,23 @@ def test_evaluation_plays_whole_fresh_episodes():
     assert (said["eval/return"], said["eval/return_sampled"]) == (1, -1)
 
 
+def test_every_iteration_draws_anew():
+    """From the same state with another index: other actions, other lessons."""
+    agent = constantly(1)._replace(
+        act=lambda learner, observation, noise, memory, first, index: (jax.random.bits(noise, (2,)) % 2, memory, ()),
+        learn=lambda learner, rollout, key, index: (
+            learner,
+            {"acted": rollout.action, "key": jax.random.bits(key, (3,))},
+        ),
+    )
+    experiment = make_experiment(probes.BY_ACTION, agent, (), 2, 16)
+    state = experiment.init(jax.random.key(0), ())
+    one, same, other = (jax.jit(experiment.step)(state, None, jnp.asarray(index))[1] for index in (0, 0, 1))
+    for name in ("acted", "key"):
+        np.testing.assert_array_equal(one[name], same[name])
+        assert not np.array_equal(one[name], other[name])
+
+
 def test_a_replica_is_the_solo_run():
     """In float64 over three iterations, in each of which episodes end; two seeds differ from the first observation."""
     with jax.enable_x64(True):

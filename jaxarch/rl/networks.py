@@ -59,9 +59,7 @@ FEW = 8  # inputs or outputs of a layer, and examples, whose product is faster a
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def perceptron(
-    activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]
-) -> Float[Array, "batch _"]:
+def perceptron(activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]) -> Float[Array, "batch _"]:
     """Dense layers, all but the last with their activation.
 
     With gradients of its own, for XLA:CPU: a weight gradient as autodiff writes it contracts the first axis of both

@@ -212,17 +212,21 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         batch = advantages_of(learner, rollout, rewards)
         learning_rate = hypers.learning_rate * rate(index)
 
-        def update(carry: tuple[Array, PyTree], rows: Array) -> tuple[tuple[Array, PyTree], Metrics]:
+        def update(carry: tuple[Array, PyTree], few: Batch) -> tuple[tuple[Array, PyTree], Metrics]:
             flat, opt = carry
-            few = jax.tree.map(lambda leaf: leaf[rows], batch)
             grads, metrics = gradient(tree(flat), few, hypers)
             updates, opt = direction.update(ravel_pytree(grads)[0], opt)
             return (flat - learning_rate * updates, opt), metrics
 
+        def epoch(carry: tuple[Array, PyTree], order: Array) -> tuple[tuple[Array, PyTree], Metrics]:
+            # Shuffled at once, since XLA:CPU spreads each gather over the cores, at a price.
+            split = (config.minibatches, -1)
+            shuffled = jax.tree.map(lambda leaf: leaf[order].reshape(*split, *leaf.shape[1:]), batch)
+            return jax.lax.scan(update, carry, shuffled)
+
         # As one vector: a dozen small arrays cost more on the way through the optimiser than what they hold.
         flat, tree = ravel_pytree(learner.params)
-        orders = permutations(key, config.epochs, steps).reshape(config.epochs * config.minibatches, -1)
-        (flat, opt), metrics = jax.lax.scan(update, (flat, learner.opt), orders)
+        (flat, opt), metrics = jax.lax.scan(epoch, (flat, learner.opt), permutations(key, config.epochs, steps))
         learner = replace(learner, params=tree(flat), opt=opt)
         if config.normalize_observations:
             # Only now: what is learned from must be seen as it was when it was acted upon.

@@ -86,12 +86,11 @@ def _backward(activation: str, kept: Any, gradient: Array) -> tuple[Any, Array]:
     for number, ((kernel, _), x) in reversed(list(enumerate(zip(layers, inputs)))):
         if kernel.shape[1] <= FEW:
             of_kernel = jnp.stack([(x * column[:, None]).sum(0) for column in gradient.T], axis=1)
-            of_input = (gradient[:, None, :] * kernel).sum(-1)
         else:
             # Behind the barrier the transpose is made; else the product would take its operand the slow way round.
             of_kernel = jax.lax.optimization_barrier(x.T) @ gradient
-            of_input = gradient @ kernel.T
         gradients.append((of_kernel, gradient.sum(0)))
+        of_input = gradient @ kernel.T
         gradient = pulls[number - 1](of_input)[0] if number else of_input
     return tuple(gradients[::-1]), gradient
 

@@ -17,7 +17,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.rl.actor_critic import actor_critic, chosen, noise_of
@@ -29,7 +28,7 @@ from jaxarch.rl.returns import generalized_advantages
 from jaxarch.rl.successors import successor_values
 from jaxarch.run import ConfigError, Index, Metrics, backend, check_least, check_not_negative
 
-AT_ONCE = 512  # steps whose gradient is computed at once: their features fit a core's cache
+AT_ONCE = 2048  # steps whose gradient is computed at once: the features of more do not fit a core's cache
 
 
 class Hypers(NamedTuple):
@@ -142,7 +141,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         params = network.init(key, observations)["params"]
         moments = nothing_seen(network.shape) if config.normalize_observations else ()
         returns = (nothing_seen(), jnp.zeros(envs)) if config.normalize_rewards else ((), ())
-        return Learner(params, direction.init(ravel_pytree(params)[0]), moments, *returns, hypers)
+        return Learner(params, direction.init(params), moments, *returns, hypers)
 
     def act(learner: Learner, observation: Any, noise: Array, memory: Any, first: Any, index: Index) -> tuple:
         policy, _ = policy_and_value(learner.params, seen(learner, observation))
@@ -212,22 +211,21 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         batch = advantages_of(learner, rollout, rewards)
         learning_rate = hypers.learning_rate * rate(index)
 
-        def update(carry: tuple[Array, PyTree], few: Batch) -> tuple[tuple[Array, PyTree], Metrics]:
-            flat, opt = carry
-            grads, metrics = gradient(tree(flat), few, hypers)
-            updates, opt = direction.update(ravel_pytree(grads)[0], opt)
-            return (flat - learning_rate * updates, opt), metrics
+        def update(carry: tuple[PyTree, PyTree], few: Batch) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            params, opt = carry
+            grads, metrics = gradient(params, few, hypers)
+            updates, opt = direction.update(grads, opt)
+            return (jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), opt), metrics
 
-        def epoch(carry: tuple[Array, PyTree], order: Array) -> tuple[tuple[Array, PyTree], Metrics]:
+        def epoch(carry: tuple[PyTree, PyTree], order: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
             # Shuffled at once, since XLA:CPU spreads each gather over the cores, at a price.
             split = (config.minibatches, -1)
             shuffled = jax.tree.map(lambda leaf: leaf[order].reshape(*split, *leaf.shape[1:]), batch)
             return jax.lax.scan(update, carry, shuffled)
 
-        # As one vector: a dozen small arrays cost more on the way through the optimiser than what they hold.
-        flat, tree = ravel_pytree(learner.params)
-        (flat, opt), metrics = jax.lax.scan(epoch, (flat, learner.opt), permutations(key, config.epochs, steps))
-        learner = replace(learner, params=tree(flat), opt=opt)
+        orders = permutations(key, config.epochs, steps)
+        (params, opt), metrics = jax.lax.scan(epoch, (learner.params, learner.opt), orders)
+        learner = replace(learner, params=params, opt=opt)
         if config.normalize_observations:
             # Only now: what is learned from must be seen as it was when it was acted upon.
             learner = replace(learner, observations=updated(learner.observations, rollout.observation))
@@ -246,8 +244,9 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         rewards = jnp.clip(rollout.reward / jnp.sqrt(moments.variance + 1e-8), -10, 10)
         return replace(learner, returns=moments, under_way=under_way), rewards
 
-    # Replicas learn one after another on a CPU, where small products and convolutions of several are slower.
-    replicated = jax.custom_batching.sequential_vmap(learn) if backend.platform() == "cpu" else learn
+    # Convolutions of several replicas at once are slower on a CPU than one after another.
+    one_by_one = len(network.shape) == 3 and backend.platform() == "cpu"
+    replicated = jax.custom_batching.sequential_vmap(learn) if one_by_one else learn
     return Agent(init, act, replicated, policy, noise=partial(noise_of, network))
 
 

@@ -29,7 +29,9 @@ from flax.training.train_state import TrainState
 from gymnax.wrappers.purerl import FlattenObservationWrapper, LogWrapper
 
 from benchmarks.measuring import Measure, alternating, quartiles, ratio, write
-from experiments.ppo import Config, experiment
+from jaxarch.rl.algorithms.ppo import PPOConfig, make_agent
+from jaxarch.rl.environments import make
+from jaxarch.rl.training import iterations, make_experiment
 from jaxarch.run import backend, check_least
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.program import Carry, Member, Programs
@@ -37,6 +39,7 @@ from jaxarch.run.program import Carry, Member, Programs
 RATE, EPS, MAX_NORM = 2.5e-4, 1e-5, 0.5
 GAMMA, LAMBDA, CLIP, ENTROPY, VALUE = 0.99, 0.95, 0.2, 0.01, 0.5
 EPOCHS, MINIBATCHES = 4, 4
+LONG = 10**8  # steps of the run that both are the beginning of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +64,12 @@ class Arguments:
 
 
 def ours(arguments: Arguments) -> Measure:
-    config = Config(env_steps=10**8, envs=arguments.envs, length=arguments.length)
-    programs = Programs(experiment(config), [Member(seed, {}) for seed in range(arguments.seeds)])
+    envs, length = arguments.envs, arguments.length
+    config = PPOConfig(RATE, True, GAMMA, LAMBDA, CLIP, True, ENTROPY, VALUE, EPOCHS, MINIBATCHES, MAX_NORM)
+    environment = make("CartPole-v1")
+    agent = make_agent(environment, config, envs, length, iterations(LONG, envs, length))
+    experiment = make_experiment(environment, agent, config.hypers, envs, length)
+    programs = Programs(experiment, [Member(seed, {}) for seed in range(arguments.seeds)])
     carry, taken = Carry(programs.init(), programs.sums(None)), 0
 
     def measure() -> float:
@@ -115,7 +122,7 @@ def peer(arguments: Arguments) -> Measure:
     environment = LogWrapper(FlattenObservationWrapper(made))
     network = ActorCritic(made.num_actions)
     apply: Any = network.apply
-    total = 10**8 // (envs * length)
+    total = iterations(LONG, envs, length)
 
     def rate(count: Any) -> jax.Array:
         return RATE * (1.0 - (count // (EPOCHS * MINIBATCHES)) / total)

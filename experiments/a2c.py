@@ -8,8 +8,8 @@ Environment: any of gymnax's, or your own as `module:factory`; its options as `-
 
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then what is learned from them.
 
-Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.11.2, seeds 0 to 9 at once, the interquartile mean of greedy
-evaluation: CartPole 500 in 7 seconds, Acrobot -87.3 in 10.
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.11.2, seeds 0 to 9 at once, the interquartile mean of
+greedy evaluation: CartPole 500 in 7 seconds, Acrobot -87.3 in 10.
 """
 
 from __future__ import annotations

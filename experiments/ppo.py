@@ -10,9 +10,9 @@ Environment: any of gymnax's, or your own as `module:factory`; its options as `-
 
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then what is learned from them.
 
-Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.11.2, seeds 0 to 9 at once, the interquartile mean of greedy
-evaluation with its 95 % interval: CartPole 500 [500, 500] in 8 seconds, Acrobot -83.1 [-84.8, -81.8] in 11, Pendulum
--170 [-185, -154] in 5. Breakout after 1,000,000 of its steps, one seed: 63, in 41 seconds.
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.11.2, seeds 0 to 9 at once, the interquartile mean of
+greedy evaluation with its 95 % interval: CartPole 500 [500, 500] in 8 seconds, Acrobot -83.1 [-84.8, -81.8] in 11,
+Pendulum -170 [-185, -154] in 5. Breakout after 1,000,000 of its steps, one seed: 63, in 41 seconds.
 """
 
 from __future__ import annotations

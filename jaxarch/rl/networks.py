@@ -54,7 +54,8 @@ class MLP(nn.Module):
         return x
 
 
-Layer = tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]  # a kernel and a bias
+# A kernel `[inputs, outputs]` and a bias `[outputs]`; unnamed, since the sizes of layers differ.
+Layer = tuple[Float[Array, "_ _"], Float[Array, " _"]]
 FEW = 8  # inputs or outputs of a layer, and examples, whose product is faster as a sum
 
 

@@ -240,7 +240,9 @@ def _uniform(
     """Slots and environments at which something of so many steps begins."""
     slots, envs = replay.ending.shape
     filled, newest = _filled(replay, index), _start(replay, index) + replay.length - 1
-    drawn = jax.random.randint(key, (count,), 0, jnp.maximum(filled - length + 1, 1) * envs)
+    # A remainder favours some by a part in 2 ** 32 / whole. jax.random.randint avoids it, at twice the time.
+    whole = (jnp.maximum(filled - length + 1, 1) * envs).astype(jnp.uint32)
+    drawn = (jax.random.bits(key, (count,)) % whole).astype(jnp.int32)
     return (newest - (length - 1) - drawn // envs) % slots, drawn % envs
 
 

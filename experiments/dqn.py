@@ -3,7 +3,8 @@
     python -m experiments.dqn --scan 500
     python -m experiments.dqn mountaincar --replicas 5 --scan 500
     python -m experiments.dqn breakout --scan 500
-    python -m experiments.dqn --agent.double --agent.dueling --agent.prioritized --agent.horizon 3 --scan 500
+    python -m experiments.dqn breakout-rainbow --scan 500
+    python -m experiments.dqn --agent.double True --agent.prioritized True --agent.horizon 3 --scan 500
 
 Environment: any of gymnax's with discrete actions, or your own as `module:factory`; its options as `--env-options
 memory_length=20`.
@@ -13,9 +14,9 @@ A step of the run is an iteration: `--length` steps of each of `--envs` environm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jaxarch.rl.algorithms.dqn import DQNConfig, make_agent
+from jaxarch.rl.algorithms.dqn import RAINBOW, DQNConfig, make_agent
 from jaxarch.rl.environments import make, options_of, stacked
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.training import iterations, make_experiment
@@ -50,17 +51,20 @@ class Config:
         return iterations(self.env_steps, self.envs, self.length)
 
 
+MINATAR = NetworkConfig(layers=1, width=128, activation="relu")
+
 PRESETS = {
     "cartpole": Config(),
     "mountaincar": Config(env="MountainCar-v0", agent=DQNConfig(anneal=True)),
     "breakout": Config(
         env="Breakout-MinAtar",
         env_steps=10_000_000,
-        agent=DQNConfig(
-            replay=1_000_000,
-            epsilon_steps=1_000_000,
-            model=NetworkConfig(layers=1, width=128, activation="relu"),
-        ),
+        agent=DQNConfig(replay=1_000_000, epsilon_steps=1_000_000, model=MINATAR),
+    ),
+    "breakout-rainbow": Config(
+        env="Breakout-MinAtar",
+        env_steps=10_000_000,
+        agent=replace(RAINBOW, replay=1_000_000, model=MINATAR),
     ),
 }
 

@@ -10,6 +10,10 @@ Environment: any of gymnax's with discrete actions, or your own as `module:facto
 memory_length=20`.
 
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then `--agent.updates` updates.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), shared, jax 0.11.2, seeds 0 to 4 at once, greedy evaluation at
+the end: cartpole 500 with each, in 17 seconds; mountaincar -104, -100, -200, -103, -102 (interquartile mean -103), in
+26 seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from jaxarch.rl.algorithms.dqn import RAINBOW, DQNConfig, make_agent
-from jaxarch.rl.environments import make, options_of, stacked
+from jaxarch.rl.environments import centered, make, options_of, stacked
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.training import iterations, make_experiment
 from jaxarch.run import Experiment, check_least, main
@@ -31,6 +35,8 @@ class Config:
     """of the environment or its parameters, each as name=value"""
     frames: int = 1
     """observations joined, the newest last"""
+    centered: bool = False
+    """observations of a bounded space scaled to [-1, 1]"""
     env_steps: int = 500_000
     """steps of all environments together"""
     envs: int = 10
@@ -41,7 +47,7 @@ class Config:
     """of an evaluation, by the greedy policy and by the one that explores"""
     data_seed: int = 0
     """without effect: what is seen comes from the run's own key"""
-    agent: DQNConfig = DQNConfig(anneal=True)
+    agent: DQNConfig = DQNConfig(learning_rate=1e-3, anneal=True, target_every=1000, double=True)
 
     def __post_init__(self) -> None:
         check_least(self, ("frames", "env_steps", "envs", "length", "episodes"), 1)
@@ -55,7 +61,24 @@ MINATAR = NetworkConfig(layers=1, width=128, activation="relu")
 
 PRESETS = {
     "cartpole": Config(),
-    "mountaincar": Config(env="MountainCar-v0", agent=DQNConfig(anneal=True)),
+    "mountaincar": Config(
+        env="MountainCar-v0",
+        centered=True,
+        envs=16,
+        # The goal is found by values of what was not tried yet, which are too high; random actions only hinder.
+        agent=DQNConfig(
+            learning_rate=1e-3,
+            anneal=True,
+            epsilon_steps=10_000,
+            replay=50_000,
+            starts=1600,
+            updates=2,
+            target_every=800,
+            double=True,
+            dueling=True,
+            horizon=10,
+        ),
+    ),
     "breakout": Config(
         env="Breakout-MinAtar",
         env_steps=10_000_000,
@@ -70,7 +93,8 @@ PRESETS = {
 
 
 def experiment(config: Config) -> Experiment:
-    environment = stacked(make(config.env, options_of(config.env_options)), config.frames)
+    environment = make(config.env, options_of(config.env_options))
+    environment = stacked(centered(environment) if config.centered else environment, config.frames)
     agent = make_agent(environment, config.agent, config.envs, config.length, config.steps)
     return make_experiment(environment, agent, config.agent.hypers, config.envs, config.length, config.episodes)
 

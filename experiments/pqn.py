@@ -8,6 +8,9 @@ Environment: any of gymnax's with discrete actions, or your own as `module:facto
 memory_length=20`.
 
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then what is learned from them.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), shared, jax 0.11.2, seeds 0 to 4 at once, greedy evaluation at
+the end: cartpole 500 with each, in 14 seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Config:
     """of an evaluation, by the greedy policy and by the one that explores"""
     data_seed: int = 0
     """without effect: what is seen comes from the run's own key"""
-    agent: PQNConfig = PQNConfig()
+    agent: PQNConfig = PQNConfig(reward_scale=0.1)
 
     def __post_init__(self) -> None:
         check_least(self, ("frames", "env_steps", "envs", "length", "episodes"), 1)

@@ -254,6 +254,34 @@ def rescaled(environment: Environment) -> Environment:
     return environment._replace(step=step, action_space=spaces.Box(-1.0, 1.0, space.shape, jnp.float32))
 
 
+def centered(environment: Environment) -> Environment:
+    """Observations of a bounded space scaled to [-1, 1], number by number.
+
+    Raises ConfigError where the space has no bounds.
+    """
+    space = environment.observation_space
+    low, high = (np.asarray(getattr(space, name, np.inf), np.float32) for name in ("low", "high"))
+    if max(np.abs(low).max(), np.abs(high).max()) > 1e30:  # as gymnax says that there is no bound
+        raise ConfigError(f"the observations of {environment.name} have no bounds to be scaled by.")
+    assert isinstance(space, spaces.Box)
+
+    def scaled(observation: Observation) -> Observation:
+        return 2 * (observation - low) / (high - low) - 1
+
+    def reset(key: Key[Array, ""]) -> tuple[Observation, PyTree]:
+        observation, state = environment.reset(key)
+        return scaled(observation), (observation, state)
+
+    def step(key: Key[Array, ""], state: PyTree, action: Action, start: tuple[Observation, PyTree]) -> Step:
+        made = environment.step(key, state[1], action, start[1])
+        observation, next_observation = scaled(made.observation), scaled(made.next_observation)
+        state = made.observation, made.state
+        return made._replace(observation=observation, state=state, next_observation=next_observation)
+
+    shape = jnp.broadcast_shapes(low.shape, space.shape)
+    return environment._replace(reset=reset, step=step, observation_space=spaces.Box(-1.0, 1.0, shape, jnp.float32))
+
+
 def stacked(environment: Environment, frames: int) -> Environment:
     """Observations joined with the `frames - 1` before them, oldest first, along the last axis; at an episode's start
     the first one repeated.

@@ -70,7 +70,7 @@ ACTION = 1
 
 def outputs(params: dict, observation: np.ndarray, dueling: bool, atoms: int) -> np.ndarray:
     """Of a network without hidden layers, `[actions, atoms]`."""
-    layers = [np.asarray(params[name]["kernel"]).T @ observation + params[name]["bias"] for name in sorted(params)]
+    layers = [observation @ layer["head_0_kernel"] + layer["head_0_bias"] for _, layer in sorted(params.items())]
     advantages = layers[0].reshape(2, atoms)
     return layers[1].reshape(1, atoms) + advantages - advantages.mean(axis=0) if dueling else advantages
 
@@ -165,8 +165,8 @@ def test_a_first_update_is_adams_by_the_annealed_rate():
     after, _ = jax.jit(agent.learn)(learner, rollout, jax.random.key(0), jnp.asarray(25))
     moved = jax.tree.map(lambda new, old: np.asarray(new - old), after.params, learner.params)
     (layer,) = moved.values()
-    np.testing.assert_allclose(layer["kernel"], [[0, 0.0075]], rtol=1e-4)
-    np.testing.assert_allclose(layer["bias"], [0, 0.0075], rtol=1e-4)
+    np.testing.assert_allclose(layer["head_0_kernel"], [[0, 0.0075]], rtol=1e-4)
+    np.testing.assert_allclose(layer["head_0_bias"], [0, 0.0075], rtol=1e-4)
 
 
 # --- schedules ------------------------------------------------------------------------------------

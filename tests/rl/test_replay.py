@@ -15,6 +15,7 @@ from scipy import stats
 from jaxarch.rl import environments, replay
 from jaxarch.rl.agent import Rollout
 from jaxarch.rl.environments import Environment
+from jaxarch.run import ConfigError
 
 GAMMA = 0.9
 
@@ -263,3 +264,20 @@ def test_grids_of_minatar_are_zeros_and_ones(name):
 
     _, binary = jax.lax.scan(one, environment.reset(jax.random.key(0))[1], jax.random.split(jax.random.key(1), 400))
     assert binary.all()
+
+
+def test_observations_are_centred_by_the_bounds_of_their_space():
+    """Also those that follow an end, and the true final ones."""
+    plain = environments.make("MountainCar-v0", {"max_steps_in_episode": 2})
+    environment = environments.centered(plain)
+    middle, half = np.array([-0.3, 0]), np.array([0.9, 0.07])
+    (seen, state), (raw_seen, raw_state) = environment.reset(jax.random.key(0)), plain.reset(jax.random.key(0))
+    for key in jax.random.split(jax.random.key(1), 3):
+        np.testing.assert_allclose(seen, (raw_seen - middle) / half, atol=1e-5)
+        made = environment.step(key, state, 2, environment.reset(key))
+        raw = plain.step(key, raw_state, 2, plain.reset(key))
+        np.testing.assert_allclose(made.next_observation, (raw.next_observation - middle) / half, atol=1e-5)
+        middle, half = np.array([-0.3, 0]), np.array([0.9, 0.07])
+    (seen, state), (raw_seen, raw_state) = (made.observation, made.state), (raw.observation, raw.state)
+    with pytest.raises(ConfigError, match="CartPole-v1 have no bounds"):
+        environments.centered(environments.make("CartPole-v1"))

@@ -12,7 +12,6 @@ An episode that a time limit cut off is bootstrapped from its true final observa
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -28,7 +27,7 @@ from jaxarch.rl import replay
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.distributional import projected, quantile_loss
 from jaxarch.rl.environments import Environment, actions_of, observation_shape
-from jaxarch.rl.networks import ACTIVATIONS, NetworkConfig, Torso, orthogonal
+from jaxarch.rl.networks import ACTIVATIONS, MLP, Flat, NetworkConfig, Perceptron
 from jaxarch.rl.replay import Transitions
 from jaxarch.run import ConfigError, Index, Mean, Metrics, check_least, check_not_negative
 
@@ -172,21 +171,24 @@ class QNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Any) -> Float[Array, "*batch actions atoms"]:
-        before = dataclasses.replace(self.config, layers=max(self.config.layers - 1, 0))
-        features = Torso(before, self.shape, self.categories)(observations)
+        config = self.config
+        found = Flat(config, self.shape, self.categories)(observations)
+        last = config.layers  # hidden layers of a stream
+        if self.dueling or self.noisy:
+            last = min(config.layers, 1)
+            found = MLP((config.width,) * (config.layers - last), config.activation)(found)
 
         def stream(outputs: int) -> Array:
-            """The last hidden layer and the read-out."""
-            found = features
-            if self.config.layers:
-                hidden = (
-                    NoisyDense(self.config.width)
-                    if self.noisy
-                    else nn.Dense(self.config.width, kernel_init=orthogonal())
-                )
-                found = ACTIVATIONS[self.config.activation](hidden(found))
-            last = NoisyDense(outputs * self.atoms) if self.noisy else nn.Dense(outputs * self.atoms)
-            return last(found).reshape(*found.shape[:-1], outputs, self.atoms)
+            """The last hidden layers and the read-out."""
+            widths, count = (config.width,) * last, outputs * self.atoms
+            if self.noisy:
+                x = found
+                for width in widths:
+                    x = ACTIVATIONS[config.activation](NoisyDense(width)(x))
+                x = NoisyDense(count)(x)
+            else:
+                x = Perceptron(widths, ((count, 1.0),), config.activation)(found)
+            return x.reshape(*x.shape[:-1], outputs, self.atoms)
 
         advantages = stream(self.actions)
         if not self.dueling:
@@ -229,10 +231,9 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
         return jnp.maximum(last, 1 - (1 - last) * index * steps / config.epsilon_steps)
 
     def chosen(params: PyTree, observation: Any, key: Key[Array, ""], epsilon: float | Array) -> Int[Array, " envs"]:
-        noise_key, key = jax.random.split(key)
-        greedy = values_of(described(params, observation, noise_key)).argmax(axis=-1)
         if config.noisy:
-            return greedy
+            return values_of(described(params, observation, key)).argmax(axis=-1)
+        greedy = values_of(described(params, observation)).argmax(axis=-1)
         drawn, other = jax.random.uniform(key, (2, *greedy.shape))
         return jnp.where(drawn < epsilon, (other * network.actions).astype(greedy.dtype), greedy)
 
@@ -272,7 +273,8 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
 
     def update(learner: Learner, key: Key[Array, ""], index: Index) -> tuple[Learner, Metrics]:
         hypers, kept = learner.hypers, learner.replay
-        draw_key, target_key, noise_key = jax.random.split(key, 3)
+        # Keys that nothing is drawn with cost as much as those that something is.
+        draw_key, target_key, noise_key = jax.random.split(key, 3) if config.noisy else (key, key, key)
         if config.prioritized:
             beta = hypers.beta + (1 - hypers.beta) * index / iterations
             batch, weights, which = replay.sample_prioritized(

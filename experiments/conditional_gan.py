@@ -11,6 +11,10 @@ plane joined to the picture or by projection, or it has to tell the classes apar
 
 Whether labels are obeyed, and how varied the pictures of a class are, says `val/cas[digits-cnn]`: the accuracy on
 held-out real pictures of a classifier that has seen fakes alone, beside that of one that has seen as many real ones.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.10.2, beside other work 70 to 80 seconds of training:
+val/cas[digits-cnn] 0.950, 0.961, 0.967, 0.955 and 0.953 (seeds 0 to 4; taught by real digits 0.986), FID[digits-cnn]
+0.73 to 0.96 (as many real digits: 0.77).
 """
 
 from __future__ import annotations

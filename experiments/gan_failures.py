@@ -8,6 +8,11 @@ Data: that of `experiments.gan_toy`.
 Each treatment is the game of `experiments.gan_toy` with another objective or cure, played by all members at once:
 `--seeds` seeds with one setting, and one seed at each point of a grid of learning rates and gammas. Beside the usual
 curves a run leaves, in `samples/`, the table `failures.md` and the figure `failures.png`.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.10.2, all games: 22 minutes of processor time. Of 25
+modes the games without a penalty find 7 to 22 and none of them converges at any point of the grid; with R1, R1 and R2
+or the gradient penalty every one of ten seeds finds all 25, and 44 to 67 % of the grid converges (docs/gan.md has the
+table).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from experiments import dcgan
 from jaxarch.data.images import ImageData
 from jaxarch.gan.r3gan import R3GANConfig, r3gan
 from jaxarch.gan.stylegan2 import StyleGAN2Config, stylegan2
-from jaxarch.gan.training import PRECISIONS, GameConfig, OptimConfig
+from jaxarch.gan.training import PRECISIONS, GameConfig, OptimConfig, check_batch
 from jaxarch.run import ConfigError, Experiment, main
 
 TRUNCATED = {"truncated.png": {"truncation": 0.7}}
@@ -54,7 +54,7 @@ class Config(dcgan.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        dcgan.check_batch(self.batch_size, self.game, self.conditional)
+        check_batch(self.batch_size, self.game, self.conditional)
         if self.backbone == "r3gan" and self.game.path_length:
             raise ConfigError(
                 "--game.path-length is of StyleGAN2's styles; it is 0 for --backbone r3gan, as after the word r3gan."

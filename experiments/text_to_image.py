@@ -15,6 +15,11 @@ Whether texts are obeyed says `val/r_precision`: how often, of a picture's own t
 pictures finds its own the nearest. Chance is 0.01. Beside it stand the same of real pictures, which is what the
 encoders can tell (`..._real`), and of texts that were learned from (`seen`). Of emoji also `val/group[emoji-cnn]`: how
 often a classifier of real emoji sees the group (faces, food ...) that a held-out name is of; 0.22 is the largest group.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.10.2, 12 minutes of processor time: val/r_precision 0.288
+(chance 0.01), of names that were learned from 0.317, val/group[emoji-cnn] 0.369 (real pictures 0.55). Colours and
+rough shapes follow the name (a dark ellipse, a clock's outline, yellow hands, an orange jack-o-lantern); things cannot
+be told by their pictures alone, and different latents change little.
 """
 
 from __future__ import annotations

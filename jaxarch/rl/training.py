@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,31 @@ class RLState:
     hypers: Any
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of whole fresh episodes, by the greedy policy and by the sampled one; `(state, key) -> metrics`.
+
+    It keeps what is played with, for those who take up a finished run.
+    measure: more metrics.
+    """
+
+    environment: Environment
+    agent: Agent
+    episodes: int
+    measure: Callable[[RLState, Key[Array, ""]], Metrics] | None = None
+
+    def __call__(self, state: RLState, key: Key[Array, ""]) -> Metrics:
+        metrics: Metrics = {}
+        for number, (name, greedy) in enumerate((("eval/return", True), ("eval/return_sampled", False))):
+            returns, lengths = play(
+                self.environment, self.agent, state.learner, jax.random.fold_in(key, number), self.episodes, greedy
+            )
+            metrics[name] = jnp.mean(returns)
+            if greedy:
+                metrics["eval/episode_length"] = jnp.mean(lengths)
+        return {**metrics, **self.measure(state, key)} if self.measure else metrics
+
+
 def iterations(env_steps: int, envs: int, length: int) -> int:
     """How many times `length` steps of `envs` environments these are, the last one begun counted."""
     return -(-env_steps // (envs * length))
@@ -41,10 +67,12 @@ def make_experiment(
     envs: int,
     length: int,
     episodes: int = EPISODES,
+    measure: Callable[[RLState, Key[Array, ""]], Metrics] | None = None,
     **others: Any,
 ) -> Experiment:
     """Runs of `agent` on `envs` environments, `length` steps of each an iteration.
 
+    measure: more metrics of an evaluation.
     others: more fields of the Experiment.
     """
 
@@ -58,18 +86,8 @@ def make_experiment(
         learner, learned = agent.learn(state.learner, rollout, learn_key, index)
         return replace(state, learner=learner, world=world), {**seen, **learned}
 
-    def evaluate(state: RLState, key: Key[Array, ""]) -> Metrics:
-        metrics: Metrics = {}
-        for number, (name, greedy) in enumerate((("eval/return", True), ("eval/return_sampled", False))):
-            returns, lengths = play(
-                environment, agent, state.learner, jax.random.fold_in(key, number), episodes, greedy
-            )
-            metrics[name] = jnp.mean(returns)
-            if greedy:
-                metrics["eval/episode_length"] = jnp.mean(lengths)
-        return metrics
-
     fields = {"monitor": "-eval/return", "weights": ("learner",), **others}
+    evaluate = Evaluation(environment, agent, episodes, measure)
     return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
 
 

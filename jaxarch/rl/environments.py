@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 from gymnax.registration import registered_envs
 from jaxtyping import Array, Bool, Float, Key, PyTree
@@ -196,6 +197,21 @@ def action_size(environment: Environment, who: str) -> int:
 
 def observation_shape(environment: Environment) -> tuple[int, ...]:
     return jax.eval_shape(environment.reset, jax.random.key(0))[0].shape
+
+
+def observation_dtype(environment: Environment) -> jnp.dtype:
+    """The narrowest type that holds every observation as it is: bool where all numbers are 0 or 1, uint8 up to 255.
+
+    gymnax declares the grids of MinAtar, which are of zeros and ones, as floats.
+    """
+    given, space = jax.eval_shape(environment.reset, jax.random.key(0))[0].dtype, environment.observation_space
+    if given == jnp.dtype(bool) or environment.name.endswith("-MinAtar"):
+        return jnp.dtype(bool)
+    if isinstance(space, spaces.Box) and not jnp.issubdtype(space.dtype, jnp.floating):
+        low, high = np.min(np.asarray(space.low)), np.max(np.asarray(space.high))
+        if low >= 0 and high <= 255:
+            return jnp.dtype(bool if high <= 1 else jnp.uint8)
+    return given
 
 
 def outside(space: spaces.Space, observations: Array) -> Bool[Array, "..."]:

@@ -91,3 +91,16 @@ class Torso(nn.Module):
             found = Convolutional(config.channels, config.activation, self.dtype)(flat)
             return dense(found.reshape(*batch, -1))
         return dense(observations.reshape(*batch, -1).astype(self.dtype))
+
+
+class ActionValue(nn.Module):
+    """The value of a continuous action at an observation: both joined, through dense layers."""
+
+    config: NetworkConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, observations: Any, actions: Float[Array, "batch size"]) -> Float[Array, " batch"]:
+        joined = jnp.concatenate([observations.reshape(len(actions), -1), actions], axis=-1).astype(self.dtype)
+        features = MLP((self.config.width,) * self.config.layers, self.config.activation, self.dtype)(joined)
+        return nn.Dense(1, kernel_init=orthogonal(1.0), dtype=self.dtype)(features)[:, 0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import dcgan
+from jaxarch.data.images import Pictures, load_images
 from jaxarch.gan.dcgan import Generator
 from jaxarch.gan.finished import pictures, restored
 from tests.run.running import assert_same, exit_code, log, resumed, run
@@ -69,6 +71,28 @@ def test_the_default_game_is_that_of_spectral_normalisation():
     adaptive = dcgan.experiment(dcgan.Config(augment="adaptive"))
     assert jax.eval_shape(adaptive.init, jax.random.key(0), adaptive.hypers).augmentation is not None
     assert "train/penalty" not in metrics and built.monitor == "val/fid[digits-cnn]"
+
+
+@pytest.mark.parametrize("augment", ["none", "diff", "adaptive"])
+def test_options_reach_what_they_are_of(augment, folder, monkeypatch):
+    read, played = {}, []
+    monkeypatch.setattr(dcgan, "load_images", lambda *args, **named: read.update(named) or load_images(*args, **named))
+    monkeypatch.setattr(dcgan, "make_step", lambda *args: played.extend(args))
+    said = {"gray": False, "alpha": True, "held_out": 0.3, "split_seed": 5, "strict": False}
+    config = dcgan.Config(
+        str(folder), 8, **said, data_seed=6, eval_pictures=13, steps=7, batch_size=4, precision="bf16", augment=augment
+    )
+    dcgan.experiment(config)
+    assert {"size": 8, "seed": 6, "most_held_out": 13, **said}.items() <= read.items()
+    generator, discriminator, game, optim, prepare, steps, given = played
+    assert generator.dtype == discriminator.dtype == jnp.bfloat16
+    assert (game, optim, steps) == (config.game, config.optim, 7)
+    pixels = np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1)
+    samples, condition = prepare(Pictures(pixels, np.arange(3), np.ones(3, np.float32)))
+    np.testing.assert_allclose(samples.reshape(-1), [-1, 1, -0.6], atol=1e-6)
+    assert condition is None and (given is None) == (augment == "none")
+    if given is not None:
+        assert given.adapt is None if augment == "diff" else given.adapt.keywords == {"batch_size": 4}
 
 
 @pytest.mark.slow

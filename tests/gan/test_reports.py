@@ -108,6 +108,41 @@ def test_a_report(conditional, data, tmp_path, monkeypatch):
         assert [rows[height, -5] for height in np.linspace(0, len(rows), 7)[[1, 3, 5]].astype(int)] == [0, 128, 255]
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_what_reports_are_made_of(conditional, data, tmp_path, monkeypatch):
+    """Panels of the same latents at each step, for each class; metrics of others, drawn by the given key."""
+    made, measured, nearest = [], [], []
+
+    def makes(generator, **options):
+        def make(state, key, labels, told=True):
+            made.append((options, int(jax.random.bits(key)), labels.tolist(), told))
+            return np.zeros((len(labels), 8, 8, 1), np.uint8)
+
+        return make
+
+    monkeypatch.setattr(reports, "make_fakes", makes)
+    monkeypatch.setattr(reports.metrics, "make_evaluate", lambda *given: measured.extend(given) or (lambda fakes: {}))
+    monkeypatch.setattr(reports, "_draw_nearest", lambda *given: nearest.append(given))
+    monkeypatch.setattr(features, "trained_on_fakes", lambda fakes, given: {})
+    pixels = features.pixels(8, 1)
+    report = make_report(Painter(), data, lambda: pixels, 6, conditional, {"bright.png": {"brighter": 0.2}})
+    fixed = int(jax.random.bits(jax.random.key(0)))
+    for step in (3, 6):
+        made.clear()
+        (tmp_path / f"{step:07d}").mkdir()
+        report(state(), jax.random.key(step), tmp_path / f"{step:07d}")
+        asked = [[label] * 12 for label in range(3)] if conditional else [[0] * 64]
+        panels = [(options, fixed, one, conditional) for options in ({}, {"brighter": 0.2}) for one in asked]
+        assert made[:-1] == panels
+        options, key, labels, told = made[-1]
+        assert (options, key, told) == ({}, int(jax.random.bits(jax.random.key(step))), conditional)
+        assert len(labels) == (64 if conditional and step == 6 else 16)
+    assert measured[0] is pixels and len(nearest) == 1
+    np.testing.assert_array_equal(measured[1], data.pictures.pixels)
+    np.testing.assert_array_equal(measured[2], data.validation.pixels)
+    np.testing.assert_array_equal(nearest[0][2], data.pictures.pixels)
+
+
 def test_fakes_have_all_classes_in_every_report(data, tmp_path, monkeypatch):
     """Not the first ones alone, of pictures that lie class by class."""
     seen = []

@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 4, 5))
 MEAN, LOG_STD = RNG.normal(size=(4, 2)), 0.3 * RNG.normal(size=(4, 2))
 ALPHA, BETA = 1 + 2 * RNG.random((2, 4, 2))
-LOW, HIGH = np.array([-2.0, 0.5]), np.array([2.0, 0.75])
+LOW, HIGH = np.array([-2.0, 0.5]), np.array([2.0, 0.9])
 
 
 def f32(*arrays):
@@ -69,7 +69,7 @@ def test_gaussian_against_scipy():
 def test_one_deviation_for_the_whole_batch():
     one = Gaussian(*f32(MEAN, LOG_STD[0]))
     each = Gaussian(*f32(MEAN, np.broadcast_to(LOG_STD[0], MEAN.shape)))
-    np.testing.assert_allclose(one.entropy(), each.entropy())
+    np.testing.assert_allclose(one.entropy(), each.entropy(), strict=True)
     np.testing.assert_allclose(one.log_prob(*f32(MEAN + 1)), each.log_prob(*f32(MEAN + 1)))
 
 

@@ -36,6 +36,7 @@ class Step(NamedTuple):
     observation, state: those of the next step, of a new episode where one ended.
     terminated, truncated: never both.
     next_observation: what the action led to, before any reset.
+    next_state: likewise, for drawing; None where the environment keeps it to itself.
     """
 
     observation: Observation
@@ -44,6 +45,7 @@ class Step(NamedTuple):
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
     next_observation: Observation
+    next_state: PyTree = None
 
 
 class Environment(NamedTuple):
@@ -54,6 +56,7 @@ class Environment(NamedTuple):
         one ends. Starts are drawn outside, many at once.
     episode_length: steps after which an episode is truncated at the latest; None: there is no limit.
     source: the gymnax object and its parameters, for drawing.
+    inner: `state -> ` the state that the source knows.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Environment(NamedTuple):
     step: Callable[[Key[Array, ""], PyTree, Action, tuple[Observation, PyTree]], Step]
     episode_length: int | None = None
     source: tuple[Any, Any] | None = None
+    inner: Callable[[PyTree], PyTree] = lambda state: state
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Environment:
@@ -147,6 +151,7 @@ def adapted(environment: Any, params: Any, name: str) -> Environment:
         if in_parts:
             found, following, reward, terminated, _ = environment.step_env(key, state, action, params)
             found, following = _as(like, (found, following))
+            reached = following
             truncated = jnp.asarray(environment.is_truncated(following, params), bool)
             ended = jnp.asarray(terminated, bool) | truncated
             observation, following = jax.tree.map(
@@ -156,9 +161,11 @@ def adapted(environment: Any, params: Any, name: str) -> Environment:
             observation, following, reward, terminated, truncated, info = environment.step(key, state, action, params)
             observation, following = _as(like, (observation, following))
             found, _ = _as(like, (info["final_observation"], following))
+            reached = None
         terminated = jnp.asarray(terminated, bool)
         reward = jnp.asarray(reward, jnp.float32).reshape(())
-        return Step(observation, following, reward, terminated, jnp.asarray(truncated, bool) & ~terminated, found)
+        truncated = jnp.asarray(truncated, bool) & ~terminated
+        return Step(observation, following, reward, terminated, truncated, found, reached)
 
     limit = getattr(params, "max_steps_in_episode", None)
     return Environment(
@@ -269,7 +276,12 @@ def stacked(environment: Environment, frames: int) -> Environment:
         following = jnp.concatenate([seen[1:], made.next_observation[None]])
         fresh = jnp.broadcast_to(made.observation, seen.shape)
         kept = jnp.where(made.terminated | made.truncated, fresh, following)
-        return made._replace(observation=joined(kept), state=(made.state, kept), next_observation=joined(following))
+        return made._replace(
+            observation=joined(kept),
+            state=(made.state, kept),
+            next_observation=joined(following),
+            next_state=None if made.next_state is None else (made.next_state, following),
+        )
 
     space = environment.observation_space
     if isinstance(space, spaces.Box):
@@ -277,4 +289,6 @@ def stacked(environment: Environment, frames: int) -> Environment:
             jnp.concatenate([jnp.broadcast_to(bound, space.shape)] * frames, -1) for bound in (space.low, space.high)
         )
         space = spaces.Box(low, high, low.shape, space.dtype)
-    return environment._replace(reset=reset, step=step, observation_space=space)
+    return environment._replace(
+        reset=reset, step=step, observation_space=space, inner=lambda state: environment.inner(state[0])
+    )

@@ -130,7 +130,7 @@ def as_environment(table: Table, name: str, episode_length: int) -> Environment:
         observation, kept = jax.tree.map(
             lambda new, old: jnp.where(terminated | truncated, new, old), start, (reached, following)
         )
-        return Step(observation, kept, reward, terminated, truncated, reached)
+        return Step(observation, kept, reward, terminated, truncated, reached, following)
 
     return Environment(
         name, spaces.Discrete(states), spaces.Discrete(actions), reset, step, episode_length, (table, None)

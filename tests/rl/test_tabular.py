@@ -176,7 +176,7 @@ def test_monte_carlo():
     values, visits = np.zeros((4, 2)), np.zeros((4, 2))
     episodes = [[], [], []]
     parts = tabular.Episodes(*(jnp.zeros((3, 4, 2)) for _ in range(3)))
-    learner, update = Learner(EMPTY, EMPTY, parts, HYPERS), jax.jit(tabular.monte_carlo)
+    learner, update = Learner(EMPTY, EMPTY, parts, HYPERS._replace(learning_rate=1.0)), jax.jit(tabular.monte_carlo)
     for seed in (0, 1):
         rollout = random_rollout(seed)
         learner, _ = update(learner, rollout)
@@ -195,26 +195,27 @@ def test_monte_carlo():
             visits += new
             seen = new > 0
             mean = total[seen] / new[seen]
-            rate = np.minimum(1, new[seen] * 0.7 / visits[seen] ** 0.6)
+            rate = np.minimum(1, new[seen] / visits[seen] ** 0.6)
             values[seen] += rate * (mean - values[seen])
     np.testing.assert_allclose(learner.values, values, atol=1e-5)
     np.testing.assert_array_equal(learner.visits, visits)
 
 
 def test_sarsa_follows_what_was_done():
-    """Inside an episode the target is the value of the very action that came next."""
-    one = jnp.ones((2, 1), bool)
-    states = jnp.array([[0], [1]])
-    rollout = Rollout(states, one, jnp.array([[0], [1]]), jnp.zeros((2, 1)), ~one, ~one, jnp.array([[1], [3]]), (), ())
+    """Inside an episode the target is the value of the very action that came next; after a time limit that of one that
+    the policy would have taken there, not of the next episode's first.
+    """
+    no = jnp.zeros((3, 1), bool)
+    steps = jnp.array([[[0], [1], [3]], [[0], [1], [1]], [[1], [2], [3]]])  # states, actions, what they led to
+    truncated = no.at[1].set(True)
+    rollout = Rollout(steps[0], no, steps[1], jnp.zeros((3, 1)), no, truncated, steps[2], (), ())
     environment = as_environment(random_table(states=4, actions=2), "random", 5)
     agent = make_agent(environment, TabularConfig("sarsa"), 1, 10)
-    values = jnp.array([[0.0, 0.0], [8.0, 3.0], [0.0, 0.0], [1.0, 1.0]])
-    learner = Learner(values, EMPTY, None, Hypers(1.0, 0.0, GAMMA))
-    learn = jax.jit(agent.learn)
-    for seed in range(5):
-        learned, _ = learn(learner, rollout, jax.random.key(seed), jnp.int32(0))
-        assert learned.values[0, 0] == pytest.approx(GAMMA * 3.0)
-        assert learned.values[1, 1] == pytest.approx(GAMMA * 1.0)
+    values = jnp.array([[0.0, 0.0], [8.0, 3.0], [9.0, 2.0], [1.0, 1.0]])
+    learner = Learner(values, EMPTY, None, Hypers(1.0, 0.0, GAMMA, 0.0, 0.0))
+    learned, _ = jax.jit(agent.learn)(learner, rollout, jax.random.key(0), jnp.int32(0))
+    assert learned.values[0, 0] == pytest.approx(GAMMA * 3.0)
+    assert learned.values[1, 1] == pytest.approx(GAMMA * 9.0)
 
 
 def chain(rewards, limit):

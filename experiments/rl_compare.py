@@ -29,12 +29,12 @@ from jaxtyping import Array, Float, Key
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, check_least, main
 from jaxarch.run.metrics import interquartile_mean, interval
 
-Algorithm = Literal["ppo", "a2c", "dqn", "pqn", "sac", "td3"]
+Algorithm = Literal["ppo", "dqn", "pqn", "sac", "td3"]
 
 
 @dataclass(frozen=True)
 class Config:
-    algorithms: tuple[Algorithm, ...] = ("ppo", "a2c", "dqn", "pqn")
+    algorithms: tuple[Algorithm, ...] = ("ppo", "dqn", "pqn")
     """to play, by the names of their experiments"""
     environments: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1")
     """of gymnax, or MODULE:FACTORY"""

@@ -2,12 +2,14 @@
 
     python -m experiments.sac --scan 200
     python -m experiments.sac --replicas 5 --scan 200
-    python -m experiments.sac mountaincar --scan 200
-    python -m experiments.sac cartpole --scan 20
+    python -m experiments.sac --env CartPole-v1 --agent.target-entropy 0.5 --scan 200
 
 Environment: any of gymnax's, of continuous or discrete actions, or your own as `module:factory`.
 
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then `--agent.updates` updates.
+
+Measured: 2026-11-26, two busy cores of an AMD EPYC (Zen 5), jax 0.11.2: Pendulum, seeds 0 to 4 at once, greedy returns
+of -139, -145, -130, -142 and -113 (interquartile mean -137) after 20,000 steps, in 51 seconds; one alone took 10.
 """
 
 from __future__ import annotations
@@ -51,9 +53,7 @@ class Config:
         return iterations(self.env_steps, self.envs, self.length)
 
 
-PRESETS = {
-    "pendulum": Config(),
-}
+PRESETS = {"pendulum": Config()}
 
 
 def experiment(config: Config) -> Experiment:

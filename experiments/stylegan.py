@@ -16,6 +16,11 @@ for many pictures of many pixels: on the digits it is 0.0004, and all fakes beco
 Reported, at each look: fakes over the same latents, and the same with styles drawn towards their mean
 (`truncated.png`); the metrics of `jaxarch.gan.metrics` by a classifier of the data beside their floors. Afterwards
 `python -m jaxarch.gan.edit` mixes, moves and searches for styles.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), jax 0.10.2, beside other work 4:43 of training: FID[digits-cnn]
+2.69 (as many real digits: 0.77), recall 0.72, precision 0.66. `emoji`, stopped at 7,200 of 12,000 steps (115,000
+pictures, 18 minutes of processor time): FID[emoji-cnn] 7.9 (1.7), recall 0.51, precision 0.96: many kinds of smooth
+shapes and colours, few details. `r3gan` and `paper` were not run to their ends.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Replay:
     ending: Any
     extras: Any
     finals: Any
-    priorities: Priorities | None
+    priorities: Any
     length: int = flax.struct.field(pytree_node=False)
     horizon: int = flax.struct.field(pytree_node=False)
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
@@ -188,10 +188,9 @@ def sample_prioritized(
     total = replay.priorities.levels[-1].sum()
     drawn = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * total
     leaves, priority = _at(replay.priorities, drawn)
-    stored = (_filled(replay, index) - replay.horizon + 1) * envs
-    weights = (stored * priority / total) ** -beta
+    weights = (priority / priority.min()) ** -beta  # N and the total priority are the same for all
     transitions = _transitions(replay, leaves // envs, leaves % envs, index, gamma)
-    return transitions, weights / weights.max(), leaves
+    return transitions, weights, leaves
 
 
 def with_priorities(replay: Replay, which: Int[Array, " count"], priorities: Float[Array, " count"]) -> Replay:

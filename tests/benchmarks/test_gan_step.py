@@ -58,7 +58,7 @@ def test_ours_is_compiled_with_the_options_of_convolutions(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--size", 12], "gan_step: --size 12: a size of 12 is not 8, 16, 32, 64"),
+        (["--size", 12], "gan_step: --size 12 is not 8, 16, 32, 64"),
         (["--features", 0], "gan_step: --features 0 is below 1."),
     ],
 )

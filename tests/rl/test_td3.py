@@ -31,8 +31,10 @@ def compiled():
     return agent, jax.jit(agent.init)(jax.random.key(0), CONFIG.hypers), jax.jit(agent.learn)
 
 
-def linear(learner, policy=(0.0, 0.0), first=(0.0, 0.0, 0.0), second=(0.0, 0.0, 0.0)):
-    """policy: tanh(p0 o + p1); values: v0 o + v1 a + v2. Networks and targets alike."""
+def linear(learner, now=False, policy=(0.0, 0.0), first=(0.0, 0.0, 0.0), second=(0.0, 0.0, 0.0)):
+    """policy: tanh(p0 o + p1); values: v0 o + v1 a + v2. Of the targets, and unless `now` of the networks too, which
+    are zero then.
+    """
 
     def dense(weights, bias):
         return {"Dense_0": {"kernel": jnp.asarray(weights, jnp.float32)[:, None], "bias": jnp.full(1, bias)}}
@@ -40,7 +42,8 @@ def linear(learner, policy=(0.0, 0.0), first=(0.0, 0.0, 0.0), second=(0.0, 0.0, 
     critics = tuple(dense(numbers[:2], numbers[2]) for numbers in (first, second))
     actor = dense(policy[:1], policy[1])
     kind = learner.networks
-    networks = kind._replace(policy=actor, critics=critics, policy_target=actor, critic_targets=critics)
+    current = jax.tree.map(jnp.zeros_like, (actor, critics)) if now else (actor, critics)
+    networks = kind._replace(policy=current[0], critics=current[1], policy_target=actor, critic_targets=critics)
     return replace(learner, networks=networks)
 
 
@@ -71,6 +74,19 @@ def test_the_target_is_the_smaller_value_of_the_target_policy_s_action(terminate
     np.testing.assert_allclose(metrics["train/value"], expected, rtol=1e-5)
     values = np.array([SEEN + 2 * 0.5 + 3, -SEEN + 3 * 0.5 + 1])
     np.testing.assert_allclose(metrics["train/value_loss"], np.square(values - expected).sum(), rtol=1e-5)
+
+
+def test_the_target_is_of_the_target_networks():
+    *_, metrics = learned(
+        hypers={"gamma": 0.9, "target_noise": 0.0},
+        now=True,
+        policy=(0.0, 0.1),
+        first=(1.0, 2.0, 3.0),
+        second=(9.0,) * 3,
+    )
+    expected = REWARD + 0.9 * min(NEXT + 2 * np.tanh(0.1) + 3, 9 * (NEXT + np.tanh(0.1) + 1))
+    np.testing.assert_allclose(metrics["train/value"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["train/value_loss"], 2 * expected**2, rtol=1e-5)
 
 
 def test_the_target_s_noise_is_clipped_and_so_is_the_action():
@@ -106,13 +122,14 @@ def changed(before, after):
 
 
 def test_several_updates_an_iteration_keep_the_rhythm():
-    """Of 5 updates in iteration 1, numbers 5 to 9, two are the third of their three: 5 and 8."""
-    config = replace(CONFIG, updates=5, batch_size=2, random_steps=1)
-    agent = td3.make_agent(probes.TO_HALF, config, envs=1, length=1)
+    """Two an iteration, the policy at each fourth: numbers 2 and 3, 4 and 5, 6 and 7."""
+    agent = td3.make_agent(probes.TO_HALF, replace(CONFIG, delay=4, updates=2, batch_size=2, random_steps=1), 1, 1)
     _, learner, _ = compiled()
-    after, metrics = jax.jit(agent.learn)(learner, one_step(), jax.random.key(1), jnp.asarray(1))
-    assert metrics["train/policy_loss"].weight == 2 and metrics["train/value_loss"].weight == 5
-    assert after.networks.policy_opt.count == 2 and after.networks.critics_opt.count == 5
+    learn = jax.jit(agent.learn)
+    for index, turns in ((1, 1), (2, 0), (3, 1)):
+        after, metrics = learn(learner, one_step(), jax.random.key(1), jnp.asarray(index))
+        assert metrics["train/policy_loss"].weight == turns and metrics["train/value_loss"].weight == 2
+        assert after.networks.policy_opt.count == turns and after.networks.critics_opt.count == 2
 
 
 def test_the_policy_climbs_the_first_critic():
@@ -129,7 +146,7 @@ def test_actions_are_random_then_noisy_then_clipped():
     learner = replace(learner, hypers=CONFIG.hypers._replace(exploration=0.5))
     observations = jnp.zeros((20_000, 1))
     act = jax.jit(lambda index: agent.act(learner, observations, jax.random.key(1), (), None, index)[0][:, 0])
-    assert scipy.stats.kstest(np.asarray(act(1)), "uniform", (-1, 2)).pvalue > 0.01
+    assert scipy.stats.kstest(np.asarray(act(1)), scipy.stats.uniform(-1, 2).cdf).pvalue > 0.01
     noisy = np.asarray(act(2))
     below = noisy[noisy < 1]
     assert noisy.max() == 1 and noisy.min() >= -1

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -208,9 +208,10 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
     clipped = optax.clip_by_global_norm(config.max_norm) if config.max_norm else optax.identity()
     direction = optax.chain(clipped, optax.scale_by_adam(eps=config.adam_eps))
 
-    def described(params: PyTree, observations: Any, noise: Any = None) -> Float[Array, "batch actions atoms"]:
-        noisy = config.noisy and noise is not None
-        return network.apply({"params": params}, observations, rngs={"noise": noise} if noisy else {})
+    def described(params: PyTree, observations: Any, noise: Any = None) -> Any:
+        """`[batch, actions, atoms]`"""
+        rngs = None if noise is None or not config.noisy else {"noise": noise}
+        return cast(Array, network.apply({"params": params}, observations, rngs=rngs))
 
     def values_of(returns: Float[Array, "batch actions atoms"]) -> Float[Array, "batch actions"]:
         """The mean of each described return."""
@@ -224,10 +225,10 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
         kept = replay.init(environment, config.replay, envs, length, config.horizon, config.prioritized)
         return Learner(params, params, direction.init(params), kept, hypers)
 
-    def epsilon_at(index: Index, last: Array) -> Array:
+    def epsilon_at(index: Index, last: float | Array) -> Array:
         return jnp.maximum(last, 1 - (1 - last) * index * steps / config.epsilon_steps)
 
-    def chosen(params: PyTree, observation: Any, key: Key[Array, ""], epsilon: Array) -> Int[Array, " envs"]:
+    def chosen(params: PyTree, observation: Any, key: Key[Array, ""], epsilon: float | Array) -> Int[Array, " envs"]:
         noise_key, key = jax.random.split(key)
         greedy = values_of(described(params, observation, noise_key)).argmax(axis=-1)
         if config.noisy:
@@ -297,28 +298,24 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
     def learn(learner: Learner, rollout: Rollout, key: Key[Array, ""], index: Index) -> tuple[Learner, Metrics]:
         learner = replace(learner, replay=replay.add(learner.replay, rollout, index))
 
-        # Only what changes goes through: a conditional that returned the ring would copy it.
+        # Only what changes goes through the loop.
         def changed(learner: Learner) -> tuple:
             return learner.params, learner.opt, learner.replay.priorities
 
         def with_changed(params: PyTree, opt: PyTree, priorities: Any) -> Learner:
             return replace(learner, params=params, opt=opt, replay=replace(learner.replay, priorities=priorities))
 
-        def descend() -> tuple[tuple, Metrics]:
-            def one(carry: tuple, key: Key[Array, ""]) -> tuple[tuple, Metrics]:
-                updated, metrics = update(with_changed(*carry), key, index)
-                return changed(updated), metrics
+        def one(number: Array, carry: tuple[tuple, Metrics]) -> tuple[tuple, Metrics]:
+            updated, metrics = update(with_changed(*carry[0]), jax.random.fold_in(key, number), index)
+            return changed(updated), jax.tree.map(jnp.add, carry[1], metrics)
 
-            carry, metrics = jax.lax.scan(one, changed(learner), jax.random.split(key, config.updates))
-            return carry, jax.tree.map(jnp.mean, metrics)
-
-        learning = index >= begins
+        # A loop of no turns until learning begins: a conditional would copy what it returns.
+        updates = jnp.where(index >= begins, config.updates, 0)
         nothing: Metrics = {"train/value_loss": jnp.zeros(()), "train/td_error": jnp.zeros(())}
-        carry, metrics = jax.lax.cond(learning, descend, lambda: (changed(learner), nothing))
+        carry, metrics = jax.lax.fori_loop(0, updates, one, (changed(learner), nothing))
         learner = with_changed(*carry)
         target = jax.lax.cond((index + 1) % copies == 0, lambda: learner.params, lambda: learner.target)
-        weight = learning.astype(jnp.float32)
-        means: Metrics = {name: Mean(value * weight, weight) for name, value in metrics.items()}
+        means: Metrics = {name: Mean(total, updates.astype(jnp.float32)) for name, total in metrics.items()}
         if not config.noisy:
             means["train/epsilon"] = epsilon_at(index, learner.hypers.epsilon)
         return replace(learner, target=target), means

@@ -6,6 +6,10 @@
 
 Environment: bsuite's MemoryChain. A bit is shown at an episode's first step and asked for at its last, `memory_length`
 steps later: right is 1, wrong -1, so that who forgets has 0 on average.
+
+Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5) shared with other work, jax 0.11.2, seeds 0 to 2 at once, greedy
+return after 200,000 steps: GRU 1.0 with each (13 seconds), gated Transformer 1.0 with each (2.5 minutes), without
+memory -0.06 to 0.06.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ class Config:
     """an environment of gymnax, or MODULE:FACTORY"""
     env_options: tuple[str, ...] = ("memory_length=20",)
     """of the environment or its parameters, each as name=value"""
-    env_steps: int = 500_000
+    env_steps: int = 200_000
     """steps of all environments together"""
     envs: int = 32
     """environments side by side"""

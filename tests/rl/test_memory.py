@@ -212,6 +212,6 @@ def test_bad_options(options, said, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", "none"])
 def test_who_remembers_is_right(kind, tmp_path):
-    whole = run(experiment, tmp_path, "--agent.memory.kind", kind, "--env-steps", 200_000, "--scan", 20)
+    whole = run(experiment, tmp_path, "--agent.memory.kind", kind, "--scan", 20)
     found = log(whole)[-1]["eval/return"]
     assert found > 0.9 if kind == "gru" else abs(found) < 0.5

@@ -37,7 +37,7 @@ def test_stacked_digits_stopped_and_resumed(tmp_path, monkeypatch):
 
 
 def test_a_step_draws_its_own_samples(monkeypatch):
-    """As many as its turns need, other ones in each step."""
+    """As many as its turns need, other ones in each step and replica."""
     given = []
     monkeypatch.setattr(gan_toy, "make_step", lambda *args: given.extend(args) or (lambda *step: (step, {})))
     config = gan_toy.Config("grid", steps=9, batch_size=100, width=4, layers=1, game=gan_toy.GameConfig(critics=5))
@@ -45,7 +45,8 @@ def test_a_step_draws_its_own_samples(monkeypatch):
     state = gan_toy.GANState(**(dict.fromkeys(gan_toy.GANState.__dataclass_fields__) | {"key": jax.random.key(0)}))
     (_, one, _), _ = built.step(state, None, jnp.int32(0))
     (_, other, _), _ = built.step(state, None, jnp.int32(1))
-    assert one.shape == other.shape == (500, 2) and not np.isin(one, other).any()
+    (_, replica, _), _ = built.step(state.replace(key=jax.random.key(1)), None, jnp.int32(0))
+    assert one.shape == other.shape == (500, 2) and len(np.unique([one, other, replica])) > 2990
     assert gan_toy.toy.modes_of(one, gan_toy.toy.grid()).found == 25 and given[-1] == 9
     np.testing.assert_array_equal(given[-2](one)[0], one)
     assert given[-2](one)[1] is None and given[2:4] == [config.game, config.optim]

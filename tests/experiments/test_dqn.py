@@ -22,7 +22,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
     assert_same(whole, resumed(dqn, whole, 6))
     last = log(whole)[-1]
     assert {"train/td_error", "train/value_loss", "eval/return"} <= last.keys()
-    assert last["train/outside[CartPole-v1]"] == 0 and last["eval/episode_length"] <= 5
+    assert last["env/outside[CartPole-v1]"] == 0 and last["eval/episode_length"] <= 5
 
 
 def test_pqn_stopped_and_resumed_is_uninterrupted(tmp_path):

@@ -27,6 +27,7 @@ from jaxarch.run import ConfigError, Experiment, Metrics, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.generate import complete, drawing
+from jaxarch.transformer.layout import LAYOUT
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -112,6 +113,7 @@ def experiment(config: Config) -> Experiment:
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
         assets=data.save,
         weights=("params", "ema"),
+        layout=LAYOUT,
         flops={jnp.dtype(model.dtype).name: 3 * operations},
     )
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxarch.run import processes
 from jaxarch.run.protocol import RunError
 
 CHECKSUMS = "crc32.json"
@@ -73,7 +74,9 @@ class Checkpoints:
                 self._manager.save(
                     step, args=items, metrics=None if monitor is None else {"monitor": monitor}, force=True
                 )
-            write_checksums(self.folder / str(step))
+            if processes.first():
+                write_checksums(self.folder / str(step))
+            processes.together(f"the checkpoint of step {step}")
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
             atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))  # see hush_late_callbacks
             before = [earlier for earlier in self.steps() if earlier != step]
@@ -83,10 +86,13 @@ class Checkpoints:
             ) from error
 
     def restore(self, step: int, shapes: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The tree of that step, as `shapes` says, and its info. Raises Damaged."""
+        """The tree of that step, as `shapes` says, and its info. Raises Damaged.
+
+        Where a shape says how its array is cut over devices, so it is, however it was when it was saved.
+        """
         args = self._orbax.args
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
+        target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or device), shapes)
         check_files(self.folder / str(step))
         try:
             items = args.Composite(tree=args.StandardRestore(target), info=args.JsonRestore())

@@ -21,18 +21,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxarch.run import backend
+from jaxarch.run import backend, processes
 from jaxarch.run.checkpoint import Checkpoints, kept, reason
 from jaxarch.run.console import Console, clock, heard, sparkline
+from jaxarch.run.explain import explained
 from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
+from jaxarch.run.mesh import check_axes, make_mesh
+from jaxarch.run.mesh import parse as parse_mesh
 from jaxarch.run.metrics import Log, draw, read, summary
-from jaxarch.run.program import Carry, Programs, members
+from jaxarch.run.program import Carry, Programs, members, shape_of
 from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least
 
 # On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
-FREE_ON_RESUME = {"stop_at", "eval_every", "checkpoint_every", "scan", "log", "profile", "name", "runs", "resume"}
-OF_ONE_CALL = {"stop_at", "profile", "name", "runs", "resume"}
+SPREAD = {"mesh", "explain_mesh", "distributed", "coordinator", "processes", "process"}
+OF_ONE_CALL = {"stop_at", "profile", "name", "runs", "resume", *SPREAD}
+FREE_ON_RESUME = {"eval_every", "checkpoint_every", "scan", "log", *OF_ONE_CALL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +68,30 @@ class Options:
     """follow the run elsewhere too"""
     profile: bool = False
     """record ten steps for Perfetto"""
+    mesh: str = ""
+    """devices by axis, as data=2,fsdp=2,tensor=2,context=2,replica=2 (default: one device)"""
+    explain_mesh: float | None = None
+    """say how the run would be cut over --mesh, and whether a device of so many GB has room; nothing is run"""
+    distributed: bool = False
+    """one of several processes; Slurm, Open MPI, Kubernetes and Cloud TPUs say which"""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, where no scheduler says so"""
+    processes: int | None = None
+    """how many there are"""
+    process: int | None = None
+    """number of this one, from 0"""
 
     def __post_init__(self) -> None:
         check_least(self, ("scan", "replicas"), 1)
         for name in ("eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} is below 0; 0 is the default.")
+        if self.distributed and self.name is None:
+            raise ConfigError("--distributed needs a --name, by which all processes know their run.")
+        if self.explain_mesh is not None and not self.explain_mesh > 0:
+            raise ConfigError(f"--explain-mesh {self.explain_mesh:g} is not a memory in GB; an H100 has 80.")
+        if not self.distributed and (self.coordinator or self.processes or self.process is not None):
+            raise ConfigError("--coordinator, --processes and --process are for --distributed.")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ConfigError(f"--name {self.name!r} cannot name a folder; use letters, digits, - and _.")
 
@@ -357,6 +380,22 @@ def run(
     saved: dict[str, Any] | None,
 ) -> None:
     """One run from its configuration to `result.json`. Raises ConfigError and RunError; exits on a signal."""
+    if options.distributed:
+        processes.join(options.coordinator, options.processes, options.process)
+    with contextlib.ExitStack() as quiet:
+        if not processes.first():
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        _run(program, module, make, config, options, saved)
+
+
+def _run(
+    program: str,
+    module: str,
+    make: Callable[[Any], Experiment],
+    config: Any,
+    options: Options,
+    saved: dict[str, Any] | None,
+) -> None:
     console = Console()
     folder = prepare(program, module, config, options, saved)
     if config.steps < 1:
@@ -371,19 +410,28 @@ def run(
     experiment = make(config)
     if experiment.batch_size < 1:
         raise ConfigError(f"--batch-size {experiment.batch_size} is below 1.")
-    programs = Programs(experiment, members(experiment.hypers, options.sweep, options.seed, options.replicas))
+    which = members(experiment.hypers, options.sweep, options.seed, options.replicas)
+    programs = Programs(experiment, which, mesh_of(options, experiment, len(which)))
+    if options.explain_mesh is not None:
+        for line in explained(programs, first_batch(experiment), options.explain_mesh):
+            console.line(line)
+        return
     begun = any((folder / "checkpoints").glob("[0-9]*"))
     weights = {} if options.init_from is None or begun else weights_of(Path(options.init_from), programs, console)
     schedule = plan(config.steps, options.stop_at, options.eval_every, options.checkpoint_every, options.scan)
     log = Log(folder, options.log)
-    if saved is None:
+    if saved is None and processes.first():
         folder.mkdir(parents=True, exist_ok=True)
         record = {"module": module, "config": to_json(config), "options": to_json(options)}
         write_json(folder / "config.json", {**record, "environment": backend.environment()})
-    keep_assets(experiment, folder)
+    if processes.first():
+        keep_assets(experiment, folder)
+    processes.together("the run's folder")
+    if not processes.first():
+        keep_assets(experiment, folder)
     checkpoints = Checkpoints(folder / "checkpoints")
     reached = begin(programs, checkpoints, log, console, weights)
-    parameters = count(programs.member(reached.carry.state, 0), experiment.weights)
+    parameters = count(programs.member_shape, experiment.weights)
     console.line(heading(program, folder, programs, parameters, reached.step, schedule, keeps_memory))
     running = Run(programs, schedule, folder, checkpoints, console, log, reached)
     again = f"python {'' if module.endswith('.py') else '-m '}{module} --name {folder.name} --resume"
@@ -391,7 +439,8 @@ def run(
     try:
         running.train(options.profile)
         seconds, speed = running.clock.seconds(), running.speed()
-        draw(log.path, folder / "curves.png")
+        if processes.first():
+            draw(log.path, folder / "curves.png")
         if running.step < schedule.steps:
             console.line(f"stopped after step {running.step} as asked; go on with: {again}")
             return
@@ -404,7 +453,9 @@ def run(
             "parameters": parameters,
             "devices": len(jax.devices()),
         }
-        write_json(folder / "result.json", result)
+        if processes.first():
+            write_json(folder / "result.json", result)
+        processes.together("the result")
     except Stopped as stop:
         name = signal.Signals(stop.signal_number).name
         print(f"{program}: stopped by {name} after step {stop.step} and saved; go on with: {again}", file=sys.stderr)
@@ -414,10 +465,21 @@ def run(
     show(folder, console, result)
 
 
+def mesh_of(options: Options, experiment: Experiment, count: int) -> Mesh | None:
+    """The mesh that is asked for. Raises ConfigError."""
+    if not options.mesh:
+        if options.distributed:
+            raise ConfigError("--distributed needs a --mesh, which says how the work is cut over the devices.")
+        return None
+    sizes = parse_mesh(options.mesh)
+    check_axes(experiment.layout, sizes, count)
+    return make_mesh(sizes)
+
+
 def begin(programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]) -> Reached:
     """The newest whole checkpoint, or the beginning. Raises RunError where there are checkpoints, but none is whole."""
     sums = programs.sums(first_batch(programs.experiment))
-    shapes = Carry(programs.state_shape, jax.eval_shape(lambda: sums))
+    shapes = Carry(programs.state_shape, shape_of(sums))
     found = checkpoints.newest(shapes, console.line)
     if found is None and checkpoints.steps():
         raise RunError(
@@ -429,6 +491,7 @@ def begin(programs: Programs, checkpoints: Checkpoints, log: Log, console: Conso
         state = programs.init()
         if weights:
             state = state._replace(**weights) if hasattr(state, "_replace") else dataclasses.replace(state, **weights)
+            state = programs.place(state)
         return Reached(Carry(state, sums), 0, 0.0)
     step, carry, info = found
     checkpoints.forget_after(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections import deque
@@ -15,9 +16,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxarch.run import backend
+from jaxarch.run import backend, processes
 from jaxarch.run.checkpoint import Checkpoints, kept
 from jaxarch.run.console import Advance, Console
+from jaxarch.run.mesh import rows_here
 from jaxarch.run.metrics import Log, Values, better, divergences, divide, lines, ordered, summary
 from jaxarch.run.peaks import seconds_at_peak
 from jaxarch.run.program import Carry, Member, Programs, restart
@@ -73,22 +75,36 @@ def dispatches(start: int, plan: Plan) -> Iterator[tuple[int, int]]:
         index += count
 
 
-def batches(experiment: Experiment, index: int, count: int) -> Batch | int:
-    """Batches `index ... index + count - 1`, stacked; their number where the state holds its own world."""
+def batches(experiment: Experiment, index: int, count: int, rows: tuple[int, int] | None = None) -> Batch | int:
+    """Batches `index ... index + count - 1`, stacked; their number where the state holds its own world.
+
+    rows: the first example of each and one past the last, where not all are wanted.
+    """
     if experiment.data is None:
         return count
-    size = experiment.batch_size
-    examples = [experiment.data[i] for i in range(index * size, (index + count) * size)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(count, size, *np.shape(leaves[0])), *examples)
+    size, (first, last) = experiment.batch_size, rows or (0, experiment.batch_size)
+    examples = [experiment.data[i * size + row] for i in range(index, index + count) for row in range(first, last)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves).reshape(count, last - first, *np.shape(leaves[0])), *examples)
 
 
-def feed(experiment: Experiment, schedule: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Batch | int]]:
-    """The schedule with its batches, which a thread makes ready ahead of their use."""
+def feed(programs: Programs, schedule: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, Batch | int]]:
+    """The schedule with its batches, which a thread makes ready ahead of their use.
+
+    Each process of several reads the examples that its devices need.
+    """
+    experiment, rows = programs.experiment, None
+    if programs.mesh is not None:
+        rows = rows_here(experiment.batch_size, experiment.layout, programs.mesh)
+
+    def ready_made(index: int, count: int) -> Batch | int:
+        found = batches(experiment, index, count, rows)
+        return found if rows is None else programs.on_mesh(found, rows[0])
+
     waiting: deque[tuple[int, int, Future]] = deque()
     with ThreadPoolExecutor(1, "batches") as thread:
         try:
             for index, count in schedule:
-                waiting.append((index, count, thread.submit(batches, experiment, index, count)))
+                waiting.append((index, count, thread.submit(ready_made, index, count)))
                 if len(waiting) > AHEAD:
                     index, count, ready = waiting.popleft()
                     yield index, count, ready.result()
@@ -102,7 +118,8 @@ def feed(experiment: Experiment, schedule: Iterator[tuple[int, int]]) -> Iterato
 def signals() -> Iterator[Callable[[], int]]:
     """Within it, SIGINT and SIGTERM are noted: the call gives the number of the one that came, or 0.
 
-    A second one interrupts at once.
+    A second one interrupts at once. Of several processes all are told of it, so that they stop after the same step:
+    all have to call.
     """
     seen = 0
 
@@ -114,7 +131,7 @@ def signals() -> Iterator[Callable[[], int]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: seen
+        yield lambda: processes.largest(seen)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -216,18 +233,21 @@ class Run:
                 self._at_peak = seconds_at_peak(self.programs.operations(), self.console.line) / devices(self.carry)
                 if self.step == 0:
                     self._write(self._evaluate(), advance)
-            for index, count, batch in feed(self.programs.experiment, schedule):
+            for index, count, batch in feed(self.programs, schedule):
                 profiler.before(index, self.carry)
                 self.carry = self.programs.steps(self.carry, batch, index)
                 self._say_notes()
                 self.step = index + count
                 profiler.after(self.step, self.carry)
-                if self._due(self.plan.log_every) or self._due(self.plan.eval_every):
+                looks = self._due(self.plan.log_every) or self._due(self.plan.eval_every)
+                if looks:
                     self._look(advance)
-                if self._due(self.plan.checkpoint_every) or self.step == self.plan.stop or stopped():
+                # To ask the others takes time: they are asked at a look.
+                signal_number = stopped() if looks or processes.alone() else 0
+                if self._due(self.plan.checkpoint_every) or self.step == self.plan.stop or signal_number:
                     self.save()
-                if stopped() and self.step < self.plan.steps:
-                    raise Stopped(stopped(), self.step)
+                if signal_number and self.step < self.plan.steps:
+                    raise Stopped(signal_number, self.step)
             if self.step == self.plan.steps and not self.last:  # killed before it could say its result
                 self._evaluate()
         profiler.close(self.carry, self.console)
@@ -313,12 +333,15 @@ def devices(carry: Carry) -> int:
 
 
 def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values:
-    """Calls the experiment's report, if it has one, for each member, into `samples/<step>/`; its metrics."""
+    """Calls the experiment's report, if it has one, for each member, into `samples/<step>/`; its metrics.
+
+    Of several processes the first calls it, and all are told the metrics.
+    """
     if programs.experiment.report is None:
         return {}
-    keys = programs.report_keys(step)
+    state, keys = programs.whole(state), programs.report_keys(step)
     collected: list[Values] = []
-    for number in range(len(programs.members)):
+    for number in range(len(programs.members) if processes.first() else 0):
         place = folder / "samples" / f"{step:07d}"
         if not programs.solo:
             place /= f"member-{number}"
@@ -326,7 +349,8 @@ def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values
         key = keys if programs.solo else keys[number]
         collected.append(divide(programs.experiment.report(programs.member(state, number), key, place)))
     names = list(dict.fromkeys(name for values in collected for name in values))
-    return {name: np.concatenate([values.get(name, np.array([np.nan])) for values in collected]) for name in names}
+    found = {name: [float(values.get(name, [math.nan])[0]) for values in collected] for name in names}
+    return {name: np.array(values) for name, values in processes.said(found).items()}
 
 
 def named(member: Member) -> str:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxarch.run import processes
 from jaxarch.run.program import NEVER, Member, Sums
 from jaxarch.run.protocol import ConfigError, Mean, Metrics
 
@@ -101,11 +102,11 @@ class Log:
 
     def __init__(self, folder: Path, follower: str | None = None):
         self.path = folder / "metrics.jsonl"
-        self._follow = _follower(follower, folder)
+        self._follow = _follower(follower if processes.first() else None, folder)
 
     def keep_until(self, step: int) -> None:
         """Drops the lines after a checkpoint's step: the resumed run writes them again."""
-        if self.path.exists():
+        if self.path.exists() and processes.first():
             kept = [line for line in read(self.path) if line["step"] <= step]
             temporary = self.path.with_suffix(".partial")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -115,6 +116,8 @@ class Log:
         self, step: int, seconds: float, lines: list[dict[str, Any]], speed: Mapping[str, float] | None = None
     ) -> None:
         """The metrics of a step, and before them in each line the speed, which no two runs share."""
+        if not processes.first():
+            return
         lines = [{**(speed or {}), **line} for line in lines]
         with self.path.open("a") as file:
             for line in lines:

@@ -7,6 +7,7 @@ every array of the state; batch and index are shared. So `vmap` sees an unbatche
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -17,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.run import backend
+from jaxarch.run import mesh as meshes
 from jaxarch.run.operations import counted
 from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State
 
@@ -134,25 +137,35 @@ def restart(sums: dict[str, Sums]) -> dict[str, Sums]:
 
 
 def shape_of(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), tree)
+    """Shapes, types and, of arrays that are cut over a mesh, how."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        cut = sharding if isinstance(sharding, NamedSharding) else None
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=cut)
+
+    return jax.tree.map(one, tree)
 
 
 class Programs:
     """What a run calls: each function of the experiment, over all members, compiled once.
 
     Compiles when first called and keeps the seconds that it took in `compile_seconds`.
+
+    mesh: the devices over which the state and the batches are cut (`jaxarch.run.mesh`); None: one.
     """
 
-    def __init__(self, experiment: Experiment, members: list[Member]):
-        self.experiment, self.members, self.compile_seconds = experiment, members, 0.0
+    def __init__(self, experiment: Experiment, members: list[Member], mesh: Mesh | None = None):
+        self.experiment, self.members, self.mesh, self.compile_seconds = experiment, members, mesh, 0.0
         self.solo = len(members) == 1
         self.notes: set[str] = set()  # what was chosen on compiling, each a line for the run's log
         self._compiled: dict[Any, Any] = {}
         keys = [jax.random.key(member.seed) for member in members]
         hypers = [hypers_at(experiment.hypers, member.point) for member in members]
-        self.keys = keys[0] if self.solo else jnp.stack(keys)
-        self.hypers = hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers)
-        self._init = closed(experiment.init, keys[0], hypers[0])
+        self._keys = keys[0] if self.solo else jnp.stack(keys)
+        self.keys = self._spread(self._keys)
+        self.hypers = self._spread(hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers))
+        self._init = self._closed(experiment.init, keys[0], hypers[0])
         self.member_shape = self._init.shapes
         lacking = [name for name in experiment.weights if not hasattr(self.member_shape, name)]
         if lacking:
@@ -160,18 +173,66 @@ class Programs:
                 f"the experiment's weights are called {', '.join(lacking)}, which its state has no field for."
             )
         self.state_shape = jax.eval_shape(self._over(self._init.pure, 2), self._init.constants, self.keys, self.hypers)
+        self.shardings = None
+        if mesh is not None:
+            self.shardings = meshes.state_shardings(self.member_shape, experiment.layout, mesh, not self.solo)
+            self.state_shape = jax.tree.map(
+                lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+                self.state_shape,
+                self.shardings,
+            )
         self._step: Closed | None = None
         self._evaluate: Closed | None = None
         self._unroll: bool | None = None
 
     def _over(self, pure: Callable, mapped: int, shared: int = 0) -> Callable:
         """Over the members: the constants are shared, then `mapped` arguments, then `shared` ones."""
-        return pure if self.solo else jax.vmap(pure, in_axes=(None, *[0] * mapped, *[None] * shared))
+        if self.solo:
+            return pure
+        replica = None if self.mesh is None else meshes.present("replica", self.mesh)
+        return jax.vmap(pure, in_axes=(None, *[0] * mapped, *[None] * shared), spmd_axis_name=replica)
 
-    def _call(self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = ()) -> PyTree:
+    def _spread(self, tree: PyTree) -> PyTree:
+        """What each member has of its own, or all share: whole on every device that has the member."""
+        if self.mesh is None:
+            return tree
+        axis = None if self.solo else meshes.present("replica", self.mesh)
+        sharding = NamedSharding(self.mesh, PartitionSpec(axis) if axis else PartitionSpec())
+        return meshes.placed(tree, jax.tree.map(lambda _: sharding, tree))
+
+    def _on_all(self) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+
+    def _within(self) -> contextlib.AbstractContextManager:
+        """In which functions are traced, so that they know the mesh."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _closed(self, function: Callable, *arguments: PyTree) -> Closed:
+        with self._within():
+            found = closed(function, *arguments)
+        if self.mesh is None:
+            return found
+        whole = self._on_all()
+        return found._replace(constants=[meshes.placed(constant, whole) for constant in found.constants])
+
+    def _call(
+        self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = (), results: PyTree = None
+    ) -> PyTree:
+        compiled = self._compile(name, function, *arguments, donate=donate, results=results)
+        return compiled(*arguments)
+
+    def _compile(
+        self, name: Any, function: Callable, *arguments: PyTree, donate: tuple[int, ...] = (), results: PyTree = None
+    ) -> jax.stages.Compiled:
+        """arguments: or their shapes.
+        results: how what it returns is cut over the mesh, if there is one; where None, it is whole everywhere.
+        """
         if name not in self._compiled:
             start = time.perf_counter()
-            compiled, options = backend.compiled(jax.jit(function, donate_argnums=donate).trace(*arguments))
+            spread: Any = {} if self.mesh is None else {"out_shardings": results or self._on_all()}
+            with self._within():
+                traced = jax.jit(function, donate_argnums=donate, **spread).trace(*arguments)
+            compiled, options = backend.compiled(traced)
             self._compiled[name] = compiled
             memory = compiled.memory_analysis()
             if memory and backend.make_room(memory.temp_size_in_bytes):
@@ -179,26 +240,33 @@ class Programs:
             if options:
                 self.notes.add("compiled with " + ", ".join(f"{key}={value}" for key, value in options.items()))
             self.compile_seconds += time.perf_counter() - start
-        return self._compiled[name](*arguments)
+        return self._compiled[name]
 
     def init(self) -> State:
         """The first state. Compiled, so that what stands twice in it (an average that begins as the parameters) has
         two buffers, and both can be donated.
         """
         pure, constants, *_ = self._init
-        return self._call("init", self._over(pure, 2), constants, self.keys, self.hypers)
+        return self._call("init", self._over(pure, 2), constants, self.keys, self.hypers, results=self.shardings)
+
+    def place(self, state: PyTree) -> PyTree:
+        """A state that was made or read elsewhere, where this run's lie."""
+        return state if self.mesh is None else meshes.placed(state, self.shardings)
 
     def sums(self, batch: Batch) -> dict[str, Sums]:
         """Empty sums for the metrics of a step; `batch` is one step's."""
         step = self._traced_step(batch)
         shared = (shape_of(batch), jax.ShapeDtypeStruct((), jnp.int32))
         metrics = jax.eval_shape(self._over(step.pure, 1, 2), step.constants, self.state_shape, *shared)[1]
-        return zero_sums(metrics)
+        sums = zero_sums(metrics)
+        return sums if self.mesh is None else meshes.placed(sums, jax.tree.map(lambda _: self._on_all(), sums))
 
     def _traced_step(self, batch: Batch) -> Closed:
         if self._step is None:
             index = jax.ShapeDtypeStruct((), jnp.int32)
-            self._step = closed(self.experiment.step, self.member_shape, shape_of(batch), index)
+            if self.mesh is not None:  # refused before anything else is made of it
+                meshes.batch_shardings(shape_of(batch), self.experiment.layout, self.mesh)
+            self._step = self._closed(self.experiment.step, self.member_shape, shape_of(batch), index)
             state = self._step.shapes[0]
             if jax.tree.structure(state) != jax.tree.structure(self.member_shape):
                 raise TypeError(f"step returns another structure of state than init: {state} != {self.member_shape}")
@@ -216,9 +284,32 @@ class Programs:
 
         `carry` is donated. Where the state holds its own world, `batches` is the number of steps.
         """
-        count = batches if isinstance(batches, int) else len(jax.tree.leaves(batches)[0])
+        given = None if isinstance(batches, int) else batches
+        compiled = self._steps(carry, batches)
+        assert self._step is not None
+        return compiled(self._step.constants, carry, given, np.int32(index))
+
+    def compiled_step(self, batch: Batch) -> jax.stages.Compiled:
+        """The program of one step, without anything made that it would need. batch: one step's, or its shapes."""
+        sums = self.sums(batch)
+        batches = 1
+        if batch is not None:
+            shapes = shape_of(batch)
+            cut = None
+            if self.mesh is not None:
+                cut = meshes.stacked(meshes.batch_shardings(shapes, self.experiment.layout, self.mesh))
+            batches = jax.tree.map(
+                lambda leaf, *s: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype, sharding=s[0] if s else None),
+                shapes,
+                *([] if cut is None else [cut]),
+            )
+        return self._steps(Carry(self.state_shape, sums), batches)
+
+    def _steps(self, carry: Carry, batches: Batch) -> jax.stages.Compiled:
+        """The program of `steps`. carry, batches: or their shapes."""
+        count = batches if isinstance(batches, int) else jax.tree.leaves(batches)[0].shape[0]
         batches = None if isinstance(batches, int) else batches
-        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
         pure, constants, *_ = self._traced_step(first)
         step = self._over(pure, 1, 2)
         unroll = count > 1 and self._unrolls(first)
@@ -238,7 +329,19 @@ class Programs:
 
         if count > 1:
             self.notes.add(f"{count} steps a dispatch, {'unrolled' if unroll else 'as lax.scan'}")
-        return self._call(("steps", count), dispatch, constants, carry, batches, np.int32(index), donate=(1,))
+        results = None
+        if self.mesh is not None:
+            results = Carry(self.shardings, jax.tree.map(lambda _: self._on_all(), carry.sums))
+        arguments = constants, carry, batches, np.int32(0)
+        return self._compile(("steps", count), dispatch, *arguments, donate=(1,), results=results)
+
+    def on_mesh(self, batches: PyTree, first: int) -> PyTree:
+        """Batches `[steps, examples, ...]` over all devices; this process read the examples from `first` on."""
+        if self.mesh is None or not jax.tree.leaves(batches) or isinstance(batches, int):
+            return batches
+        size, layout = self.experiment.batch_size, self.experiment.layout
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[2:]), leaf.dtype), batches)
+        return meshes.from_rows(batches, first, size, meshes.batch_shardings(one, layout, self.mesh))
 
     def _unrolls(self, batch: Batch) -> bool:
         """Whether many steps are written out one after another rather than scanned."""
@@ -249,9 +352,9 @@ class Programs:
 
     def evaluate(self, state: State, index: int) -> Metrics:
         """The experiment's metrics of every member after `index` steps."""
-        keys = self.report_keys(index)
+        keys = self._spread(self.report_keys(index))
         if self._evaluate is None:
-            self._evaluate = closed(self.experiment.evaluate, self.member_shape, jax.random.key(0))
+            self._evaluate = self._closed(self.experiment.evaluate, self.member_shape, jax.random.key(0))
         pure, constants, *_ = self._evaluate
         return self._call("evaluate", self._over(pure, 2), constants, state, keys)
 
@@ -259,7 +362,7 @@ class Programs:
         """One key a member, apart from those of training: `fold_in` of the seed's key with -1 - index."""
         number = np.uint32(2**32 - 1 - index)
         fold = jax.random.fold_in if self.solo else jax.vmap(jax.random.fold_in, (0, None))
-        return fold(self.keys, number)
+        return fold(self._keys, number)
 
     def finite(self, state: State) -> np.ndarray:
         """Which members' weights are all finite, as `[members]`."""
@@ -274,6 +377,12 @@ class Programs:
     def member(self, state: State, number: int) -> State:
         """One member's own state."""
         return state if self.solo else jax.tree.map(lambda leaf: leaf[number], state)
+
+    def whole(self, tree: PyTree) -> PyTree:
+        """On this process's first device, whatever devices it is cut over. To be called by all processes."""
+        if self.mesh is None:
+            return tree
+        return meshes.local(self._call(("whole", jax.tree.structure(tree)), lambda tree: tree, tree))
 
 
 def hypers_at(defaults: Hypers, point: dict[str, float]) -> Hypers:

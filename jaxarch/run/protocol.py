@@ -35,6 +35,24 @@ class Mean(NamedTuple):
 Metrics = dict[str, Mean | Shaped[Array, "*replicas"]]  # by name, as `train/loss`
 
 
+Axis = str | tuple[str, ...] | None  # of a mesh, by name: what cuts a dimension of an array; None: it is whole
+Cut = tuple[Any, ...]  # an Axis for each of an array's first dimensions; after an ellipsis, for each of its last
+
+
+class Layout(NamedTuple):
+    """How a family's arrays are cut over a mesh of devices (`jaxarch.run.mesh`).
+
+    axes: of a mesh, those that the family can use.
+    state: pairs of a regular expression, searched for in an array's path (`params.layers_0.attention.query.kernel`),
+        and its cut. The first that fits counts; what it leaves whole is cut by size for `fsdp`.
+    batch: of every array of a batch.
+    """
+
+    axes: tuple[str, ...] = ()
+    state: tuple[tuple[str, Cut], ...] = ()
+    batch: Cut = (("data", "fsdp"),)
+
+
 class Experiment(NamedTuple):
     """The functions that a run transforms. All but `report` are pure.
 
@@ -56,6 +74,7 @@ class Experiment(NamedTuple):
     flops: the floating-point operations of a step's products by type, `{"bfloat16": 1.2e12}`, by formula: three times
         those of the forward pass, what is recomputed not counted again. Against the machine's peaks they give the
         run's MFU. None: they are counted in the program (`jaxarch.run.operations`).
+    layout: how state and batch are cut over devices. None: only replicas can be spread.
     """
 
     init: Callable[[Key[Array, ""], Hypers], State]
@@ -69,6 +88,7 @@ class Experiment(NamedTuple):
     assets: Callable[[Path], None] | None = None
     weights: tuple[str, ...] = ("params",)
     flops: Mapping[str, float] | None = None
+    layout: Layout | None = None
 
 
 class ConfigError(Exception):

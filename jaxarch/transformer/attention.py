@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from jaxarch.attention import attention, attention_weights
 from jaxarch.attention.cache import KeyValues, append, padding_bias
+from jaxarch.run.mesh import BATCH, current, present, size_of
+from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
 from jaxarch.transformer.positions import Rotary, alibi, rotary, rotary_frequencies
@@ -138,7 +142,58 @@ def _attend(
 ) -> Float[Array, "batch length features"]:
     """The heads' outputs side by side; their weights are kept where the collection `intermediates` is asked for."""
     q, k, v = arrays
-    options |= {"scale": module.scale, "q_segments": segments[0], "kv_segments": segments[1]}
+    options |= {"scale": module.scale}
     if module.is_mutable_collection("intermediates"):
-        module.put_variable("intermediates", "weights", attention_weights(q, k, **options))
-    return cast(Array, attention(q, k, v, **options)).reshape(*q.shape[:2], -1)
+        given = {"q_segments": segments[0], "kv_segments": segments[1]}
+        module.put_variable("intermediates", "weights", attention_weights(q, k, **given, **options))
+    return spread(q, k, v, *segments, **options).reshape(*q.shape[:2], -1)
+
+
+def spread(
+    q: Float[Array, "batch length heads dim"],
+    k: Float[Array, "batch keys kv_heads dim"],
+    v: Float[Array, "batch keys kv_heads width"],
+    q_segments: Int[Array, "batch length"] | None = None,
+    kv_segments: Int[Array, "batch keys"] | None = None,
+    bias: Float[Array, "#batch #heads #length #keys"] | None = None,
+    **options: Any,
+) -> Float[Array, "batch length heads width"]:
+    """`jaxarch.attention.attention`; on a mesh of devices each has its examples and heads, and where positions are cut
+    (`context`) keys and values go round.
+
+    Raises ConfigError where the mesh does not fit the heads, or positions are cut that cannot be.
+    """
+    mesh = current()
+    options |= {"bias": bias, "q_segments": q_segments, "kv_segments": kv_segments}
+    if mesh is None:
+        return cast(Array, attention(q, k, v, **options))
+    tensor = size_of("tensor")
+    for what, count in (("heads", q.shape[2]), ("heads of keys", k.shape[2])):
+        if count % tensor:
+            near = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+            raise ConfigError(f"--mesh tensor={tensor} does not divide the model's {count} {what}; {near} would.")
+    # What is evaluated or initialised may be of a size that is not cut: then each device has all of it.
+    rows = present(BATCH, mesh) if q.shape[0] % size_of(BATCH) == 0 else None
+    heads, ring = present("tensor", mesh), None
+    if q.shape[1] == k.shape[1] and q.shape[1] % size_of("context") == 0:
+        ring = cast(str | None, present("context", mesh))
+    if ring is not None and bias is not None:
+        raise ConfigError("--mesh context: ring attention takes no bias (of ALiBi, T5 or padding).")
+    if ring is not None and options.get("causal") and q.shape[1] % (2 * size_of(ring)):
+        raise ConfigError(
+            f"--mesh context={size_of(ring)}: each device takes an early and a late part of the positions, and "
+            f"{q.shape[1]} are not {2 * size_of(ring)} equal parts."
+        )
+    whole = PartitionSpec(rows, ring, heads)
+    numbers = None if q_segments is None else PartitionSpec(rows, ring)
+    cut_bias = None
+    if bias is not None:
+        cut_bias = PartitionSpec(rows if bias.shape[0] > 1 else None, heads if bias.shape[1] > 1 else None)
+
+    def own(q: Array, k: Array, v: Array, q_segments: Any, kv_segments: Any, bias: Any) -> Array:
+        given = {**options, "q_segments": q_segments, "kv_segments": kv_segments, "bias": bias}
+        return cast(Array, attention(q, k, v, axis=ring, **given))
+
+    cut = (whole, whole, whole, numbers, numbers, cut_bias)
+    over = jax.shard_map(own, in_specs=cut, out_specs=whole, check_vma=False)
+    return over(q, k, v, q_segments, kv_segments, bias)

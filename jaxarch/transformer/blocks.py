@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxarch.attention.cache import Cache, KeyValues
+from jaxarch.transformer.layout import residual, used
 
 MakeModule = Callable[..., nn.Module]  # a module's class, its fields filled in, called as `make(name=...)`
 
@@ -114,9 +115,9 @@ def stack(
 
     def layer(number: int | Array, kind: nn.Module, params: PyTree, x: Array, past: PyTree, memory: PyTree) -> Any:
         rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, number)}
-        given = {"params": params}, x, context, past, memory, deterministic
+        given = {"params": used(params)}, residual(x), context, past, memory, deterministic
         (x, past, memory), seen = cast(Any, kind.apply(*given, rngs=rngs, mutable=["intermediates"] if asked else []))
-        return x, (seen, *((past, memory) if cache is not None else (None, None)))
+        return residual(x), (seen, *((past, memory) if cache is not None else (None, None)))
 
     if depth.remat:
         layer = jax.checkpoint(layer, prevent_cse=not depth.scan, static_argnums=1)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.text import Tokens
 from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics, check_least
+from jaxarch.transformer.layout import IN_LAYERS, used
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -223,9 +224,13 @@ def make_step(
     """
     transform, fraction = direction(optim), schedule(optim, steps)
 
+    def whole(params: PyTree, batch: Any, key: Key[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The objective; parameters of layers are made whole along `fsdp` where they are used, the others here."""
+        return objective(used(params, leave=IN_LAYERS), batch, key)
+
     def step(state: TrainState, batch: Any, index: Index) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, index)
-        (total, weight), grads = accumulated(objective, state.params, batch, key, optim.accumulate)
+        (total, weight), grads = accumulated(whole, state.params, batch, key, optim.accumulate)
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         rate = state.hypers.learning_rate * fraction(index)

@@ -1,0 +1,36 @@
+"""How Transformers are cut over devices (Shoeybi et al. 2019, sec. 3): stated once, for all of them.
+
+Heads and hidden features are cut by `tensor`: the first product of each pair by its columns, the second by its rows, so
+that a layer sends its output alone, twice in each direction. The vocabulary is cut too. Activations between layers are
+cut by their examples and positions, and parameters are made whole along `fsdp` where they are used.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Array, PyTree
+
+from jaxarch.run.mesh import BATCH, gathered, pinned
+from jaxarch.run.protocol import Layout
+
+LAYOUT = Layout(
+    axes=("data", "fsdp", "tensor", "context"),
+    state=(
+        (r"(query|key|value|up|gate)\.kernel$", (..., None, "tensor")),
+        (r"(query|key|value|up|gate)\.bias$", (..., "tensor")),
+        (r"(out|down)\.kernel$", (..., "tensor", None)),
+        (r"(^|\.)embedding\.embedding$", ("tensor", None)),
+        (r"readout\.kernel$", (None, "tensor")),
+    ),
+    batch=(BATCH, "context"),
+)
+IN_LAYERS = r"(^|\.)layers(_\d+)?\."  # of a parameter that is used in a layer alone
+
+
+def residual(x: Array) -> Array:
+    """`[batch, length, ...]` between layers."""
+    return pinned(x, BATCH, "context")
+
+
+def used(params: PyTree, leave: str = "$^") -> PyTree:
+    """Parameters made whole along `fsdp`, but for those with `leave` in their path."""
+    return gathered(params, LAYOUT, leave)

@@ -105,7 +105,11 @@ def current() -> AbstractMesh | None:
 def size_of(axis: Axis) -> int:
     """Over how many devices an axis, or several together, cuts. 1 where there is no mesh."""
     mesh = current()
-    return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in names_of(axis))
+    return 1 if mesh is None else parts_of(axis, mesh)
+
+
+def parts_of(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape.get(name, 1) for name in names_of(axis))
 
 
 def names_of(axis: Axis) -> tuple[str, ...]:
@@ -143,7 +147,7 @@ def gathered(tree: PyTree, layout: Layout, leave: str = "$^") -> PyTree:
         name = path_name(path)
         if re.search(leave, name):
             return leaf
-        axes = [present(axis, mesh) for axis in ruled(name, leaf.ndim, layout)]
+        axes = ruled(name, leaf.shape, layout, mesh)
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)
@@ -156,12 +160,15 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def ruled(name: str, ndim: int, layout: Layout) -> list[Axis]:
-    """The axis of each dimension by the first of the layout's rules that the array's path fits."""
-    for pattern, cut in layout.state:
-        if re.search(pattern, name):
-            return _spread(cut, ndim)
-    return [None] * ndim
+def ruled(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh | AbstractMesh) -> list[Axis]:
+    """What cuts each dimension by the first of the layout's rules that the array's path fits."""
+    cut = next((cut for pattern, cut in layout.state if re.search(pattern, name)), ())
+    axes = []
+    for axis, size in zip(_spread(cut, len(shape)), shape, strict=True):
+        sure = isinstance(axis, str) and axis.endswith("?")
+        axis = present(axis.removesuffix("?") if isinstance(axis, str) else axis, mesh)
+        axes.append(None if sure and size % parts_of(axis, mesh) else axis)
+    return axes
 
 
 def _spread(cut: Cut, ndim: int) -> list[Axis]:
@@ -177,14 +184,13 @@ def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> Pa
 
     Raises ConfigError where a rule's axis does not divide its dimension.
     """
-    axes = [present(axis, mesh) for axis in ruled(name, len(shape), layout)]
+    axes = ruled(name, shape, layout, mesh)
     for axis, dimension in zip(axes, shape, strict=True):
-        parts = math.prod(mesh.shape[n] for n in names_of(axis))
-        if dimension % parts:
+        if dimension % parts_of(axis, mesh):
             cutting = ",".join(f"{n}={mesh.shape[n]}" for n in names_of(axis))
             raise ConfigError(
                 f"--mesh {cutting} does not divide the {dimension} of {name} {list(shape)}; "
-                f"{_divisors(math.gcd(dimension, 2**20 * dimension))} would."
+                f"{_divisors(dimension)} would."
             )
     fsdp = mesh.shape.get("fsdp", 1)
     taken = {n for axis in axes for n in names_of(axis)}
@@ -213,7 +219,7 @@ def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh) -> PyTree
     def one(path: tuple, leaf: Any) -> NamedSharding:
         axes = [present(axis, mesh) for axis in _spread(cut, len(leaf.shape))]
         for number, (axis, dimension) in enumerate(zip(axes, leaf.shape, strict=True)):
-            parts = math.prod(mesh.shape[n] for n in names_of(axis))
+            parts = parts_of(axis, mesh)
             if dimension % parts:
                 cutting = ",".join(f"{n}={mesh.shape[n]}" for n in names_of(axis))
                 what = f"the {dimension} examples of a step" if number == 0 else f"a length of {dimension}"

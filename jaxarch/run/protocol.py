@@ -36,7 +36,9 @@ Metrics = dict[str, Mean | Shaped[Array, "*replicas"]]  # by name, as `train/los
 
 
 Axis = str | tuple[str, ...] | None  # of a mesh, by name: what cuts a dimension of an array; None: it is whole
-Cut = tuple[Any, ...]  # an Axis for each of an array's first dimensions; after an ellipsis, for each of its last
+# An Axis for each of an array's first dimensions; after an ellipsis, for each of its last. One written with a question
+# mark, as `tensor?`, cuts what it divides and leaves the rest whole.
+Cut = tuple[Any, ...]
 
 
 class Layout(NamedTuple):

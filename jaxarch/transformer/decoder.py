@@ -30,6 +30,7 @@ from jaxarch.transformer.layers import (
     gelu,
     squared_relu,
 )
+from jaxarch.transformer.layout import residual, scores
 from jaxarch.transformer.positions import FAST_TURNS, Rotary, sinusoidal
 
 GATED: dict[str, Activation] = {"swiglu": jax.nn.silu, "geglu": gelu}
@@ -235,7 +236,7 @@ class Decoder(nn.Module):
             positions = jnp.arange(length)[None] if cache is None else next_positions(cache, length)
         init = nn.initializers.normal(_embedding_std(config))
         embedding = Embedding(self.vocab, config.dim, self.dtype, init, name="embedding")
-        x = embedding(tokens)
+        x = residual(embedding(tokens))
         if config.scale_embedding or config.positions == "sinusoidal":
             # Up to the size of the sines (Vaswani et al. 2017, sec. 3.4), or of what layers add. The root is rounded to
             # the type of the computation, as in Gemma.
@@ -253,7 +254,7 @@ class Decoder(nn.Module):
             logits = embedding.attend(x)
         else:
             logits = Dense(self.vocab, kernel_init=nn.initializers.zeros, name="readout")(x)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = scores(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
         if config.soft_cap:
             logits = config.soft_cap * jnp.tanh(logits / config.soft_cap)
         return logits if cache is None else (logits, cache)

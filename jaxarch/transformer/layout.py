@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, PyTree
 
-from jaxarch.run.mesh import BATCH, gathered, pinned
+from jaxarch.run.mesh import BATCH, gathered, pinned, size_of
 from jaxarch.run.protocol import Layout
 
 LAYOUT = Layout(
@@ -18,8 +18,8 @@ LAYOUT = Layout(
         (r"(query|key|value|up|gate)\.kernel$", (..., None, "tensor")),
         (r"(query|key|value|up|gate)\.bias$", (..., "tensor")),
         (r"(out|down)\.kernel$", (..., "tensor", None)),
-        (r"(^|\.)embedding\.embedding$", ("tensor", None)),
-        (r"readout\.kernel$", (None, "tensor")),
+        (r"(^|\.)embedding\.embedding$", ("tensor?", None)),
+        (r"readout\.kernel$", (None, "tensor?")),
     ),
     batch=(BATCH, "context"),
 )
@@ -29,6 +29,12 @@ IN_LAYERS = r"(^|\.)layers(_\d+)?\."  # of a parameter that is used in a layer a
 def residual(x: Array) -> Array:
     """`[batch, length, ...]` between layers."""
     return pinned(x, BATCH, "context")
+
+
+def scores(x: Array) -> Array:
+    """Logits `[batch, length, vocab]`."""
+    vocab = "tensor" if x.shape[-1] % size_of("tensor") == 0 else None
+    return pinned(x, BATCH, "context", vocab)
 
 
 def used(params: PyTree, leave: str = "$^") -> PyTree:

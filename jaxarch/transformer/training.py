@@ -297,8 +297,10 @@ def make_evaluate(
     """Loss, perplexity, bits per character and accuracy over the whole of `validation`, `[windows, length]` each."""
 
     def evaluate(state: TrainState, key: Key[Array, ""]) -> Metrics:
+        params = used(state.evaluated, leave=IN_LAYERS)
+
         def sums(batch: Tokens) -> tuple[Array, Array, Array]:
-            logits = logits_of(model, state.evaluated, batch)
+            logits = logits_of(model, params, batch)
             hits = (logits.argmax(-1) == batch.targets) * batch.weights
             return cross_entropy(logits, batch.targets, batch.weights), hits.sum(), batch.weights.sum()
 

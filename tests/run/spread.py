@@ -1,0 +1,33 @@
+"""Loss curves of an experiment on a mesh, for tests that hold one mesh against another."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from jaxarch.run import Experiment
+from jaxarch.run.loop import batches
+from jaxarch.run.mesh import make_mesh, parse
+from jaxarch.run.metrics import divide
+from jaxarch.run.program import Carry, Programs, members, restart
+
+
+def curve(experiment: Experiment, mesh: str, steps: int, replicas: int = 1, scan: int = 1) -> dict[str, np.ndarray]:
+    """Each metric of the steps, `[steps / scan, replicas]`, and of the evaluation after them; mesh: as `--mesh`."""
+    on = make_mesh(parse(mesh)) if mesh else None
+    programs = Programs(experiment, members(experiment.hypers, (), 0, replicas), on)
+    first = None if experiment.data is None else jax.tree.map(lambda leaf: leaf[0], batches(experiment, 0, 1))
+    carry, seen = Carry(programs.init(), programs.sums(first)), []
+    for index in range(0, steps, scan):
+        batch = batches(experiment, index, scan)
+        carry = programs.steps(carry, programs.on_mesh(batch, 0), index)
+        seen.append(divide(carry.sums))
+        carry = Carry(carry.state, restart(carry.sums))
+    found = {name: np.stack([values[name] for values in seen]) for name in seen[0]}
+    return found | divide(programs.evaluate(carry.state, steps))
+
+
+def assert_same_curve(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, rtol=tolerance, atol=tolerance * 1e-3, err_msg=name)

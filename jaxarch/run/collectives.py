@@ -61,11 +61,22 @@ class Collective(NamedTuple):
 
     @property
     def wire_bytes(self) -> float:
-        """What a device sends in a ring, which is the least for each kind (Patarasuk & Yuan 2009, sec. 3)."""
-        if self.kind in ("collective-permute", "collective-broadcast"):
-            return float(self.bytes) if any(len(set(group)) > 1 for group in self.groups) else 0.0
-        turns = 2 if self.kind == "all-reduce" else 1
-        return turns * (self.size - 1) / self.size * self.bytes
+        """What a device sends in a run, as `ring_bytes`."""
+        if all(len(set(group)) == 1 for group in self.groups):
+            return 0.0
+        return ring_bytes(self.kind, self.bytes, self.size)
+
+
+def ring_bytes(kind: str, bytes_: int | float, size: int) -> float:
+    """What each of `size` devices sends in a ring, which is the least for each kind (Patarasuk & Yuan 2009, sec. 3).
+
+    bytes_: as `Collective.bytes`.
+    """
+    if size == 1:
+        return 0.0
+    if kind in ("collective-permute", "collective-broadcast"):
+        return float(bytes_)
+    return (2 if kind == "all-reduce" else 1) * (size - 1) / size * bytes_
 
 
 def collectives(text: str) -> list[Collective]:

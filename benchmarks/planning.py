@@ -40,11 +40,16 @@ class Model(NamedTuple):
     tied: bool = False
 
     @property
+    def tables(self) -> int:
+        """Parameters of the embedding and the read-out."""
+        return self.vocab * self.dim * (1 if self.tied else 2)
+
+    @property
     def matrices(self) -> int:
         """Parameters in matrices, the tables' among them; all are cut over `tensor`."""
         attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
         feed_forward = self.dim * self.hidden * (3 if self.gated else 2)
-        return self.layers * (attention + feed_forward) + self.vocab * self.dim * (1 if self.tied else 2)
+        return self.layers * (attention + feed_forward) + self.tables
 
     @property
     def scales(self) -> int:
@@ -90,7 +95,9 @@ class Memory(NamedTuple):
     """Bytes of a device.
 
     activations: what the forward pass keeps for the backward pass, and what is recomputed at one time.
-    logits: and their gradients. gathered: parameters of the layer at work and the next, where `fsdp` cuts them.
+    logits: and their gradients.
+    gathered: parameters as products take them, where they are kept in parts or in another type. Those of two layers or
+    of a table where layers are recomputed; else all, since XLA keeps for the backward pass what it gathered.
     """
 
     parameters: float
@@ -190,16 +197,17 @@ def memory(model: Model, job: Job, mesh: Mesh) -> Memory:
     layer = here * (job.compute * (whole + cut / mesh.tensor) + 4 * m.heads / mesh.tensor)  # and its log-sum-exps
     kept = m.layers * layer if job.remat == "none" else m.layers * here * residual * job.compute + layer
     logits = here * m.vocab / mesh.tensor * 2 * (job.compute + 4)  # as computed and in float32, and gradients of both
-    tables = m.vocab * m.dim * (1 if m.tied else 2)
-    largest = max(2 * (m.matrices - tables) / m.layers, m.vocab * m.dim)
-    gathered = job.compute * largest / mesh.tensor if mesh.fsdp > 1 else job.compute * m.matrices / mesh.tensor
+    largest = max(2 * (m.matrices - m.tables) / m.layers, m.vocab * m.dim)
+    held = largest / mesh.tensor if job.remat == "full" else m.matrices / mesh.tensor + m.scales
+    gathered = job.compute * held if mesh.fsdp > 1 or job.compute != job.stored else 0.0
     return Memory(stored, stored, MOMENTS * stored, kept, logits, gathered)
 
 
 def transfers(model: Model, job: Job, mesh: Mesh) -> list[Transfer]:
     """All that a step sends, sums of single numbers (losses, norms) aside.
 
-    fsdp: the parameters for the forward and again for the backward pass, and the gradients, added and cut.
+    fsdp: the parameters for the forward pass, those of the layers again where they are recomputed, and the gradients,
+    added and cut.
     data, context: the gradients, added.
     tensor: a sum of activations behind attention and behind the feed-forward layer, and of their gradients before
     each; where a layer is recomputed, attention's again (what the layer gives is not needed). One behind the table and
@@ -209,13 +217,15 @@ def transfers(model: Model, job: Job, mesh: Mesh) -> list[Transfer]:
     """
     m, here, passes = model, tokens(job, mesh), 2 if job.remat == "full" else 1
     uncut = m.matrices / mesh.tensor + m.scales
+    layers = (m.matrices - m.tables) / mesh.tensor + m.scales - m.dim
     activation = here * m.dim * job.compute
     keys = here * 2 * m.kv_heads * m.head_dim / mesh.tensor
     dealt = here * 2 * m.head_dim * (m.heads + m.kv_heads) / mesh.tensor * job.compute
     summed = job.stored * uncut / mesh.fsdp
     rounds = m.layers * mesh.context
     every = [
-        Transfer("parameters", "all-gather", ("fsdp",), job.compute * uncut, 2),
+        Transfer("layers", "all-gather", ("fsdp",), job.compute * layers, passes),
+        Transfer("tables", "all-gather", ("fsdp",), job.compute * (uncut - layers), 1),
         Transfer("gradients", "reduce-scatter", ("fsdp",), job.stored * uncut, 1),
         Transfer("gradients", "all-reduce", ("data", "context"), summed, 1),
         Transfer("activations", "all-reduce", ("tensor",), activation, m.layers * (3 + passes) + 2),

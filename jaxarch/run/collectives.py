@@ -72,8 +72,6 @@ def ring_bytes(kind: str, bytes_: int | float, size: int) -> float:
 
     bytes_: as `Collective.bytes`.
     """
-    if size == 1:
-        return 0.0
     if kind in ("collective-permute", "collective-broadcast"):
         return float(bytes_)
     return (2 if kind == "all-reduce" else 1) * (size - 1) / size * bytes_

@@ -65,15 +65,18 @@ def test_memory():
     layer = 32 * (2 * (32 + 36) + 4 * 2)
     assert found.activations == 2 * layer
     assert found.logits == 32 * 16 * (2 + 4 + 2 + 4)
-    assert found.gathered == 2 * (2 * 576 / 2)  # two layers, in bfloat16; a table is smaller
+    assert found.gathered == 2 * (1664 / 2 + 40)  # in bfloat16
     assert found.total == sum(found)
     full = memory(TINY, JOB._replace(remat="full"), mesh)
+    assert full.gathered == 2 * (2 * 576 / 2)  # two layers; a table is smaller
     assert full.activations == 2 * 32 * 8 * 2 + layer  # what enters each layer, and one layer
     cut = memory(TINY, JOB._replace(remat="full", sequence=True), mesh)
     assert cut.activations == 2 * 32 * 4 * 2 + 32 * (2 * (16 + 36) + 4 * 2)
     assert memory(TINY, JOB, Mesh(context=2)).activations == memory(TINY, JOB, Mesh(data=2)).activations
     assert memory(TINY, JOB, Mesh(data=8)).parameters == 4 * TINY.parameters
-    wide = memory(TINY._replace(vocab=1024), JOB, mesh)
+    assert memory(TINY, JOB, Mesh(data=8)).gathered == 2 * 1704  # as bfloat16
+    assert memory(TINY, JOB._replace(compute=4), Mesh(data=8)).gathered == 0
+    wide = memory(TINY._replace(vocab=1024), JOB._replace(remat="full"), mesh)
     assert wide.gathered == 2 * (1024 * 8 / 2)
 
 
@@ -84,8 +87,9 @@ def wire(mesh, **job):
 def test_bytes_on_the_wire():
     """By axis, one at a time and all together; a ring of n sends (n - 1) / n of an array, a sum twice that."""
     assert wire(Mesh(data=8)) == {("data",): 2 * 7 / 8 * 4 * 1704}
-    # ZeRO stage 3: the parameters twice in bfloat16, the gradients once in float32.
-    assert wire(Mesh(fsdp=4)) == {("fsdp",): 3 / 4 * (2 * 2 + 4) * 1704}
+    # ZeRO stage 3: the parameters in bfloat16, the gradients in float32; two layers of 576 + 16 again.
+    assert wire(Mesh(fsdp=4)) == {("fsdp",): 3 / 4 * (2 + 4) * 1704}
+    assert wire(Mesh(fsdp=4), remat="full") == {("fsdp",): 3 / 4 * ((2 + 4) * 1704 + 2 * 2 * 592)}
     # Megatron: four sums a layer of [128, 8] in bfloat16 and two at the ends; one more a layer where it is recomputed.
     assert wire(Mesh(tensor=2)) == {("tensor",): 2 / 2 * (2 * 4 + 2) * 128 * 8 * 2}
     assert wire(Mesh(tensor=2), remat="full") == {("tensor",): 2 / 2 * (2 * 5 + 2) * 128 * 8 * 2}
@@ -99,7 +103,7 @@ def test_bytes_on_the_wire():
     # Together: 128 / 8 tokens a device, half of each matrix.
     keys, dealt, uncut = 16 * 4, 16 * 12, 1664 / 2 + 40
     assert wire(Mesh(2, 2, 2, 2)) == {
-        ("fsdp",): 1 / 2 * (2 * 2 + 4) * uncut,
+        ("fsdp",): 1 / 2 * (2 + 4) * uncut,
         ("data", "context"): 2 * 3 / 4 * 4 * uncut / 2,
         ("tensor",): (2 * 4 + 2) * 16 * 8 * 2,
         ("context",): 2 * (2 * keys * 2 + 2 * keys * (2 + 4) + 2 * dealt * 2),

@@ -106,7 +106,15 @@ def experiment(config: Config) -> Experiment:
         draw_profiles(returns, config, folder / "profiles.png")
         return {}
 
-    return Experiment(init=init, step=step, evaluate=evaluate, report=report, monitor="-eval/last_return", weights=())
+    return Experiment(
+        init=init,
+        step=step,
+        evaluate=evaluate,
+        report=report,
+        monitor="-eval/last_return",
+        weights=(),
+        newest_only=("games",),
+    )
 
 
 def found(config: Config) -> list[tuple[str, Game]]:

@@ -23,7 +23,20 @@ from jaxarch.run.program import Member
 from tests.rl import probes
 from tests.run.running import after, assert_same, exit_code, log, resumed
 
-TINY = ["--env-steps", 96, "--envs", 2, "--length", 8, "--episodes", 2, "--agent.model.width", 8]
+TINY = [
+    "--env-steps",
+    96,
+    "--envs",
+    2,
+    "--length",
+    8,
+    "--episodes",
+    2,
+    "--agent.model.width",
+    8,
+    "--agent.model.layers",
+    1,
+]
 TINY += ["--env-options", "max_steps_in_episode=5", "--agent.epochs", 2, "--agent.minibatches", 2]
 
 

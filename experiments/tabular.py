@@ -65,6 +65,9 @@ class Config:
 
     def __post_init__(self) -> None:
         check_least(self, ("env_steps", "envs", "length"), 1)
+        for name in ("learning_rate", "decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g} is not 0 or above.")
         if not 0 <= self.gamma < 1:
             raise ConfigError(f"--gamma {self.gamma:g} is not in [0, 1): values of a table need a discount.")
         for name in ("epsilon", "epsilon_final"):

@@ -71,11 +71,11 @@ def collect(
     one itself, and so ends the run; and `env/outside`, the share of observed numbers outside the space.
     """
     envs = len(world.first)
-    start_key, step_key, act_key = jax.random.split(key, 3)
-    # Drawn at once: inside the loop they would cost as much as a step.
-    starts = jax.vmap(jax.vmap(environment.reset))(jax.random.split(start_key, (length, envs)))
-    step_keys = jax.random.split(step_key, (length, envs))
-    noise = jax.vmap(lambda key: agent.noise(key, envs))(jax.random.split(act_key, length))
+    # Drawn at once: inside the loop they would cost as much as a step, and so would a split for each kind.
+    keys = jax.random.split(key, (length, 2 * envs + 1))
+    start_keys, step_keys, act_keys = keys[:, :envs], keys[:, envs:-1], keys[:, -1]
+    starts = jax.vmap(jax.vmap(environment.reset))(start_keys)
+    noise = jax.vmap(lambda key: agent.noise(key, envs))(act_keys)
 
     def one(world: World, drawn: tuple[Any, Any, Any]) -> tuple[World, tuple[Rollout, Episodes]]:
         keys, start, noise = drawn

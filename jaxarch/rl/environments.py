@@ -78,7 +78,18 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Environment:
     Raises ConfigError for a name or an option that there is not.
     """
     constructed, params = _constructed(name, dict(options or {}))
-    return adapted(constructed, params, name)
+    if ":" not in name:
+        return adapted(constructed, params, name)
+    try:
+        environment = adapted(constructed, params, name)
+        start = jax.eval_shape(environment.reset, jax.random.key(0))
+        action = jax.eval_shape(environment.action_space.sample, jax.random.key(0))
+        jax.eval_shape(environment.step, jax.random.key(0), start[1], action, start)
+    except ConfigError:
+        raise
+    except Exception as error:  # one's own code may raise anything
+        raise ConfigError(f"--env {name}: {said(error)}; it needs gymnax's reset and step.") from error
+    return environment
 
 
 def options_of(settings: Sequence[str]) -> dict[str, Any]:
@@ -102,20 +113,32 @@ def _constructed(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     factory = _factory(name)
     try:
         plain = factory()
-    except TypeError as error:
-        raise ConfigError(f"--env {name}: {error}.") from None
-    fields = set(vars(plain.default_params))
+        fields = set(vars(plain.default_params))
+    except Exception as error:  # one's own code may raise anything
+        raise ConfigError(f"--env {name}: {said(error)}.") from error
     of_params = {key: value for key, value in options.items() if key in fields}
+    for key, value in of_params.items():
+        before = getattr(plain.default_params, key)
+        if isinstance(before, int | float) and not isinstance(value, int | float):
+            raise ConfigError(f"--env-options {key}={value}: it is a number, {before} by default.")
     of_constructor = {key: value for key, value in options.items() if key not in fields}
     if of_constructor:
         try:
             plain = factory(**of_constructor)
+        except (ValueError, AssertionError, IndexError, KeyError) as error:
+            raise ConfigError(f"--env-options: {name}: {said(error)}.") from error
         except TypeError:
-            known = ", ".join(sorted(fields))
+            known = ", ".join(sorted(fields)) or "none"
             raise ConfigError(
                 f"--env-options: {name} has no {', '.join(of_constructor)}; its parameters are {known}."
             ) from None
     return plain, plain.default_params.replace(**of_params) if of_params else plain.default_params
+
+
+def said(error: BaseException) -> str:
+    """What was raised, on a short line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:200].rstrip(".:")
 
 
 def _factory(name: str) -> Callable[..., Any]:
@@ -168,10 +191,17 @@ def adapted(environment: Any, params: Any, name: str) -> Environment:
         return Step(observation, following, reward, terminated, truncated, found, reached)
 
     limit = getattr(params, "max_steps_in_episode", None)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--env-options max_steps_in_episode={limit} is below 1.")
+    if not isinstance(like[0], jax.ShapeDtypeStruct):
+        raise ConfigError(f"--env {name}: what it observes is not one array.")
+    actions = environment.action_space(params)
+    if not isinstance(actions, spaces.Discrete | spaces.Box):
+        raise ConfigError(f"--env {name}: its actions are neither spaces.Discrete nor spaces.Box of gymnax.")
     return Environment(
         name,
         environment.observation_space(params),
-        environment.action_space(params),
+        actions,
         reset,
         step,
         None if limit is None else int(limit),

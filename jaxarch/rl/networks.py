@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -58,6 +58,15 @@ Layer = tuple[Float[Array, "_ _"], Float[Array, " _"]]  # a kernel, `[inputs, ou
 FEW = 8  # inputs or outputs of a layer, and examples, whose product is faster as a sum
 
 
+def product(x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "batch outputs"]:
+    """`x @ kernel`; of few inputs, or of few of all but inputs, as a sum that joins the arithmetic around it."""
+    if len(kernel) <= FEW:
+        return reduce(jnp.add, [x[:, i, None] * row for i, row in enumerate(kernel)])
+    if max(len(x), kernel.shape[1]) <= FEW:
+        return (x[:, :, None] * kernel).sum(1)
+    return x @ kernel
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def perceptron(activation: str, layers: Sequence[Layer], x: Float[Array, "batch inputs"]) -> Float[Array, "batch _"]:
     """Dense layers, all but the last with their activation.
@@ -72,8 +81,7 @@ def _forward(activation: str, layers: Sequence[Layer], x: Array) -> tuple[Array,
     inputs, pulls = [], []
     for number, (kernel, bias) in enumerate(layers):
         inputs.append(x)
-        few = max(len(x), min(kernel.shape)) <= FEW
-        x = ((x[:, :, None] * kernel).sum(1) if few else x @ kernel) + bias
+        x = product(x, kernel) + bias
         if number < len(layers) - 1:
             x, pull = jax.vjp(ACTIVATIONS[activation], x)
             pulls.append(pull)
@@ -85,12 +93,12 @@ def _backward(activation: str, kept: Any, gradient: Array) -> tuple[Any, Array]:
     gradients = []
     for number, ((kernel, _), x) in reversed(list(enumerate(zip(layers, inputs)))):
         if kernel.shape[1] <= FEW:
-            of_kernel = jnp.stack([(x * column[:, None]).sum(0) for column in gradient.T], axis=1)
+            of_kernel = jnp.stack([column @ x for column in gradient.T], axis=1)
         else:
             # Behind the barrier the transpose is made; else the product would take its operand the slow way round.
             of_kernel = jax.lax.optimization_barrier(x.T) @ gradient
         gradients.append((of_kernel, gradient.sum(0)))
-        of_input = gradient @ kernel.T
+        of_input = product(gradient, kernel.T)
         gradient = pulls[number - 1](of_input)[0] if number else of_input
     return tuple(gradients[::-1]), gradient
 

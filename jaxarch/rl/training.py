@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,9 +16,12 @@ from jaxtyping import Array, Key
 from jaxarch.rl.agent import Agent
 from jaxarch.rl.collecting import advance, begin, collect
 from jaxarch.rl.environments import LONGEST, Environment
-from jaxarch.run import Experiment, Hypers, Index, Metrics
+from jaxarch.run import ConfigError, Experiment, Hypers, Index, Metrics
 
 EPISODES = 32  # of an evaluation, by each policy
+# Hypers by what they may be: in [0, 1], 0 or above, or any number.
+SHARES = ("gamma", "gae_lambda", "q_lambda", "tau", "epsilon", "beta")
+SIGNED = ("target_entropy",)
 
 
 @flax.struct.dataclass
@@ -74,14 +78,17 @@ def make_experiment(
 
     measure: more metrics of an evaluation.
     others: more fields of the Experiment.
+    Raises ConfigError for hypers that are none, as a discount above 1.
     """
+    check_hypers(hypers)
 
     def init(key: Key[Array, ""], hypers: Hypers) -> RLState:
         learner_key, world_key, key = jax.random.split(key, 3)
         return RLState(agent.init(learner_key, hypers), begin(environment, agent, envs, world_key), key, hypers)
 
     def step(state: RLState, batch: None, index: Index) -> tuple[RLState, Metrics]:
-        collect_key, learn_key = jax.random.split(jax.random.fold_in(state.key, index))
+        # Both at once: of a small network's step, one more split after a fold takes a fiftieth.
+        collect_key, learn_key = jax.vmap(jax.random.fold_in, (None, 0))(state.key, 2 * index + jnp.arange(2))
         world, rollout, seen = collect(environment, agent, state.learner, state.world, collect_key, index, length)
         learner, learned = agent.learn(state.learner, rollout, learn_key, index)
         return replace(state, learner=learner, world=world), {**seen, **learned}
@@ -90,6 +97,15 @@ def make_experiment(
     fields = {"monitor": "-eval/return", "weights": weights, "newest_only": newest_only, **others}
     evaluate = Evaluation(environment, agent, episodes, measure)
     return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
+
+
+def check_hypers(hypers: Hypers) -> None:
+    for name in getattr(hypers, "_fields", ()):
+        value, option = getattr(hypers, name), f"--agent.{name.replace('_', '-')}"
+        if name in SHARES and not 0 <= value <= 1:
+            raise ConfigError(f"{option} {value:g} is not in [0, 1].")
+        if not (math.isfinite(value) and (value >= 0 or name in SIGNED)):
+            raise ConfigError(f"{option} {value:g} is not {'a number' if name in SIGNED else '0 or above'}.")
 
 
 def play(

@@ -45,6 +45,9 @@ def compiler_options(program: str) -> dict[str, str | bool | int]:
             # the processor has, the compiler's own choice is 256).
             options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
             options["xla_cpu_prefer_vector_width"] = 512
+            # In a loop of many small steps copies are a part of the time: a fifteenth without those that this finds
+            # to be needless.
+            options["xla_cpu_copy_insertion_use_region_analysis"] = True
         if new and re.search(r"bf16\[[\d,]*\] = dot_general", program):
             # Half again to twice as fast for bfloat16; before 0.11 slower.
             options |= {"xla_cpu_experimental_onednn_custom_call": True, "xla_cpu_experimental_ynn_fusion_type": ""}

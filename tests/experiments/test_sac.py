@@ -11,7 +11,18 @@ from experiments import sac
 from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--env-steps", 12, "--eval-every", 6, "--checkpoint-every", 6, "--episodes", 2]
-TINY += ["--agent.random-steps", 3, "--agent.batch-size", 4, "--agent.capacity", 5, "--agent.model.width", 8]
+TINY += [
+    "--agent.random-steps",
+    3,
+    "--agent.batch-size",
+    4,
+    "--agent.capacity",
+    5,
+    "--agent.model.width",
+    8,
+    "--agent.model.layers",
+    1,
+]
 
 
 def test_stopped_and_resumed_is_uninterrupted(tmp_path):

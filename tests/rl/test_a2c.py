@@ -155,7 +155,20 @@ def test_a_rollout_without_an_end_teaches_reinforce_nothing_of_returns():
 
 @pytest.mark.parametrize("module", [experiments_a2c, pytest.param(experiments_reinforce, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_is_uninterrupted(module, tmp_path):
-    options = ["--env-steps", 96, "--envs", 2, "--length", 8, "--episodes", 2, "--agent.model.width", 8]
+    options = [
+        "--env-steps",
+        96,
+        "--envs",
+        2,
+        "--length",
+        8,
+        "--episodes",
+        2,
+        "--agent.model.width",
+        8,
+        "--agent.model.layers",
+        1,
+    ]
     options += ["--env-options", "max_steps_in_episode=5", "--eval-every", 3, "--checkpoint-every", 3]
     whole = run(module, tmp_path, *options)
     assert_same(whole, resumed(module, whole, 3))

@@ -72,10 +72,13 @@ def test_collecting_is_a_loop():
     assert (said["train/return"].total, said["train/return"].weight) == (sum(returns), len(returns))
     assert said["train/episode_length"].total == sum(lengths)
     # What is under way goes on in the next rollout.
-    under_way = 11 - np.array([np.flatnonzero((seen["died"] + seen["cut"])[:, env])[-1] + 1 for env in range(ENVS)])
+    ends = [np.flatnonzero((seen["died"] + seen["cut"])[:, env]) for env in range(ENVS)]
+    under_way = LENGTH - 1 - np.array([at[-1] for at in ends])
     np.testing.assert_array_equal(world.lengths, under_way)
     np.testing.assert_array_equal(world.returns, under_way * (under_way + 1) / 2)
-    np.testing.assert_array_equal(world.memory, np.where(under_way == 0, 4, under_way) * (under_way > 0) + 0)
+    # The policy forgets when it acts next: until then it remembers the episode that the last step ended.
+    ended = [np.diff(at, prepend=-1)[-1] for at in ends]
+    np.testing.assert_array_equal(world.memory, np.where(under_way == 0, ended, under_way))
 
 
 def test_two_rollouts_are_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -191,3 +192,58 @@ def test_options_reach_the_constructor_and_the_parameters():
         make("CartPole")
     with pytest.raises(ConfigError, match="MODULE:FACTORY"):
         make("no_such_module:factory")
+
+
+class Raising(Corridor):
+    def __init__(self, where):
+        self.where, self.default_params = where, SimpleNamespace(limit=5)
+
+    def reset(self, key, params):
+        if self.where == "reset":
+            raise RuntimeError("no license")
+        return ({"a": jnp.zeros(1)}, 0) if self.where == "observation" else super().reset(key, params)
+
+    def step(self, key, state, action, params):
+        made = super().step(key, state, action, params)
+        if self.where == "old":
+            return *made[:3], made[3] | made[4], made[5]
+        return (*made[:5], {}) if self.where == "info" else made
+
+    def action_space(self, params):
+        return spaces.Dict({}) if self.where == "action" else super().action_space(params)
+
+
+def unmade():
+    raise ValueError("sizes must be even")
+
+
+@pytest.mark.parametrize(
+    "factory, said",
+    [
+        (unmade, "ValueError: sizes must be even."),
+        (lambda: None, "'NoneType' object has no attribute 'default_params'"),
+        (lambda: Raising("reset"), "RuntimeError: no license"),
+        (lambda: Raising("old"), r"expected 6, got 5\); it needs gymnax's reset and step"),
+        (lambda: Raising("info"), "KeyError: 'final_observation'"),
+        (lambda: Raising("observation"), "what it observes is not one array"),
+        (lambda: Raising("action"), "neither spaces.Discrete nor spaces.Box"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_is_said_in_a_line(factory, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own", SimpleNamespace(factory=factory, sound=lambda: Raising("")))
+    assert make("own:sound").name == "own:sound"
+    with pytest.raises(ConfigError, match=f"^--env own:factory: .*{said}"):
+        make("own:factory")
+
+
+@pytest.mark.parametrize(
+    "name, options, said",
+    [
+        ("CartPole-v1", {"max_steps_in_episode": "many"}, "max_steps_in_episode=many: it is a number, 500 by default"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "max_steps_in_episode=0 is below 1"),
+        ("FrozenLake-misc", {"map_name": "9x9"}, "FrozenLake-misc: ValueError: map_name must be"),
+    ],
+)
+def test_options_that_cannot_be(name, options, said):
+    with pytest.raises(ConfigError, match=f"^--env-options.*{said}"):
+        make(name, options)

@@ -202,7 +202,8 @@ def test_probe_environments(kind):
 
 
 TINY = ["--env-steps", 256, "--envs", 4, "--length", 8, "--episodes", 4, "--eval-every", 4]
-SMALL = ["--agent.memory.width", 8, "--agent.memory.context", 3, "--agent.model.width", 8]
+SMALL = ["--agent.memory.width", 8, "--agent.memory.context", 3, "--agent.memory.layers", 1, "--agent.memory.heads", 2]
+SMALL += ["--agent.model.width", 8, "--agent.model.layers", 1, "--agent.epochs", 1, "--agent.minibatches", 1]
 
 
 def test_stopped_and_resumed_is_uninterrupted(tmp_path):

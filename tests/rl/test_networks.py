@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxarch.rl.networks import FEW, Network, NetworkConfig, perceptron
+from jaxarch.rl.networks import FEW, Network, NetworkConfig, perceptron, product
 
 PLAIN = {
     "tanh": np.tanh,
@@ -56,6 +56,17 @@ def test_a_perceptron_and_its_gradients(activation, sizes, batch):
         gradients, wanted = (jax.vmap(jax.grad(f))(*two) for f in (own, naive))
         for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("inputs", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("outputs", [1, FEW, FEW + 1])
+def test_a_product_of_few_is_the_product(batch, inputs, outputs):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(batch, inputs)), rng.normal(size=(inputs, outputs))
+    with jax.enable_x64(True):
+        found = product(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(found, x @ kernel, rtol=1e-12, atol=1e-14)
 
 
 def test_heads_begin_at_their_scales_side_by_side():

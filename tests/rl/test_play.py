@@ -13,6 +13,7 @@ from jaxarch.rl import drawing, play
 from jaxarch.rl.environments import make, stacked
 from jaxarch.rl.tables import make_table
 from tests.run.running import run
+from tests.run.sketches import line
 
 
 def color(name):
@@ -156,6 +157,7 @@ def test_what_cannot_be_played(lake, tmp_path, monkeypatch, capsys):
     (tmp_path / "there.gif").write_text("kept")
     for arguments, said in (
         ([tmp_path], "is not a run"),
+        ([run(line, tmp_path, "--steps", 2)], "is not of reinforcement learning: there is nothing to play"),
         ([lake, "--member", 2], "--member 2: " + str(lake) + " has 2, from 0."),
         ([lake, "--episodes", 0], "--episodes 0 is below 1."),
         ([lake, "--output", "a.mp4"], "a.mp4 is not a .gif."),

@@ -207,6 +207,8 @@ def test_a_rollout_must_be_whole_minibatches():
     "options, said",
     [
         (["--length", 0], "--length 0 is below 1"),
+        (["--agent.gamma", 1.5], "--agent.gamma 1.5 is not in [0, 1]"),
+        (["--agent.learning-rate", "nan"], "--agent.learning-rate nan is not 0 or above"),
         (["--agent.epochs", 0], "--agent.epochs 0 is below 1"),
         (["--agent.max-norm", -1], "--agent.max-norm -1 is not 0 or above"),
         (["--env-options", "gravity"], "write it as name=value"),

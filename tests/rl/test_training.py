@@ -16,14 +16,27 @@ from gymnax.environments import spaces
 
 from experiments import a2c, dqn, iqn, ppo, pqn, reinforce, sac, td3
 from jaxarch.rl.agent import Agent
-from jaxarch.rl.environments import make
+from jaxarch.rl.environments import Environment, Step, make
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.training import iterations, make_experiment, play
 from jaxarch.run.program import Member
 from tests.rl import probes
 from tests.run.running import after, assert_same, exit_code, log, resumed
 
-TINY = ["--env-steps", 96, "--envs", 2, "--length", 8, "--episodes", 2, "--agent.model.width", 8]
+TINY = [
+    "--env-steps",
+    96,
+    "--envs",
+    2,
+    "--length",
+    8,
+    "--episodes",
+    2,
+    "--agent.model.width",
+    8,
+    "--agent.model.layers",
+    1,
+]
 TINY += ["--env-options", "max_steps_in_episode=5", "--agent.epochs", 2, "--agent.minibatches", 2]
 
 
@@ -223,3 +236,39 @@ def gymnax_like():
         observation_space=lambda params: spaces.Box(0.0, 1.0, (1,), jnp.float32),
         action_space=lambda params: spaces.Discrete(2),
     )
+
+
+def test_all_that_is_random_in_an_iteration_has_a_key_of_its_own():
+    """Starts, steps, actions and learning, of three iterations: no two draw the same number."""
+    envs, length = 3, 4
+
+    def reset(key):
+        return jax.random.uniform(key, (1,)), ()
+
+    def step(key, state, action, start):
+        ends = jnp.ones((), bool)
+        return Step(start[0], (), jax.random.uniform(key), ends, ~ends, jnp.zeros(1))
+
+    space = spaces.Box(0, 1, (1,))
+    environment = Environment("drawing", space, spaces.Discrete(2), reset, step)
+
+    def learn(learner, rollout, key, index):
+        # With the first part of its key, as the first start is.
+        drawn = rollout.observation[1:], rollout.reward, rollout.extras, jax.random.uniform(jax.random.split(key)[0])
+        return jnp.concatenate([leaf.reshape(-1) for leaf in drawn]), {}
+
+    agent = Agent(
+        init=lambda key, hypers: jnp.zeros(3 * length * envs - envs + 1),
+        act=lambda learner, observation, noise, *others: (jnp.zeros(envs, jnp.int32), (), noise),
+        learn=learn,
+        policy=lambda learner, observation, key, memory, first, greedy: (jnp.zeros(len(first), jnp.int32), memory),
+        noise=lambda key, envs: jax.random.uniform(key, (envs,)),
+    )
+    experiment = make_experiment(environment, agent, (), envs, length)
+    state, numbers = experiment.init(jax.random.key(0), ()), []
+    iteration = jax.jit(lambda state, index: experiment.step(state, None, index)[0])
+    for index in range(3):
+        state = iteration(state, jnp.int32(index))
+        numbers.append(np.asarray(state.learner))
+    numbers = np.concatenate(numbers)
+    assert len(np.unique(numbers)) == len(numbers)

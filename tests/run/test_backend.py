@@ -64,6 +64,7 @@ def test_options_follow_what_the_program_holds():
 def test_small_products_have_options_of_their_own():
     small = backend.compiler_options(program(jnp.float32, SIDE - 1))
     assert small["xla_cpu_prefer_vector_width"] == 512
+    assert small["xla_cpu_copy_insertion_use_region_analysis"]
     behind = str(jax.make_jaxpr(lambda x: jax.lax.optimization_barrier(x.T) @ x)(jnp.ones((2, 2))))
     assert ("xla_disable_hlo_passes" in backend.compiler_options(behind)) == (jax.__version_info__ < (0, 11))
     # The largest of all counts, over a batch too; where there is none, nothing is chosen.

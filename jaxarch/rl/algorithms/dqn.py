@@ -308,7 +308,8 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
             return replace(learner, params=params, opt=opt, replay=replace(learner.replay, priorities=priorities))
 
         def one(number: Array, carry: tuple[tuple, Metrics]) -> tuple[tuple, Metrics]:
-            updated, metrics = update(with_changed(*carry[0]), jax.random.fold_in(key, number), index)
+            own = jax.random.fold_in(key, number) if config.updates > 1 else key
+            updated, metrics = update(with_changed(*carry[0]), own, index)
             return changed(updated), jax.tree.map(jnp.add, carry[1], metrics)
 
         # A loop of no turns until learning begins: a conditional would copy what it returns.

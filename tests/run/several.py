@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 class Several:
-    """Processes with four devices each. Started at once; `ended` waits for them.
+    """Processes with so many devices each, started at once; a single one is not told of others. `ended` waits for them.
 
     own: for a process's number, what its command line has besides; environments: its environment.
     """
@@ -49,7 +49,7 @@ class Several:
         self.processes: list[subprocess.Popen] = []
         for number in range(count):
             place = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", count, "--process", number]
-            command = [*place, *arguments, *(own or {}).get(number, ())]
+            command = [*(place if count > 1 else []), *arguments, *(own or {}).get(number, ())]
             flag = f"--xla_force_host_platform_device_count={devices}"
             environment = os.environ | {"XLA_FLAGS": flag} | (environments or {}).get(number, {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}

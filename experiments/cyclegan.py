@@ -48,6 +48,7 @@ from jaxarch.gan.cyclegan import (
     make_step,
     translators,
 )
+from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.pix2pix import mean_distance, translated
 from jaxarch.gan.training import PRECISIONS, OptimConfig
 from jaxarch.run import Experiment, Metrics, check_least, main
@@ -121,6 +122,7 @@ def experiment(config: Config) -> Experiment:
         hypers=hypers(config.game, config.optim),
         assets=data.save,
         weights=WEIGHTS,
+        layout=LAYOUT,
     )
 
 

@@ -32,6 +32,7 @@ from jaxarch.gan.adaptive import AdaptiveConfig, adaptive
 from jaxarch.gan.augmentation import DiffAugmentConfig, adapt, diff_augment
 from jaxarch.gan.dcgan import DCGANConfig, DiscriminatorCondition, GeneratorCondition, dcgan
 from jaxarch.gan.finished import save_description
+from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.reports import extractor_of, make_report
 from jaxarch.gan.training import (
     PRECISIONS,
@@ -146,6 +147,7 @@ def played(
         hypers=hypers(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
+        layout=LAYOUT,
     )
 
 

@@ -38,6 +38,7 @@ from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.encoder import Encoder, encoder
 from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.generate import complete, drawing
+from jaxarch.transformer.layout import LAYOUT
 from jaxarch.transformer.lora import LoraConfig, Tune, TunedState, divided, make_tuned_step, tuned_state
 from jaxarch.transformer.pretrained import Pretrained, load_pretrained
 from jaxarch.transformer.pretrained.bert import BERT
@@ -161,6 +162,7 @@ def shared(config: Config, base: Begun, head: tuple[str, ...], objective: Object
         "batch_size": config.batch_size,
         "hypers": Hypers(config.optim.learning_rate, config.optim.weight_decay),
         "weights": ("params", "ema", "frozen"),
+        "layout": LAYOUT,
     }
 
 

@@ -31,6 +31,7 @@ from jaxarch.data.images import load_images, scaled
 from jaxarch.gan import panels, toy
 from jaxarch.gan.dcgan import DCGANConfig, dcgan
 from jaxarch.gan.features import classifier
+from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.training import (
     WEIGHTS,
     GameConfig,
@@ -143,6 +144,7 @@ def experiment(config: Config) -> Experiment:
         monitor="val/reverse_kl",
         hypers=hypers(config.game, config.optim),
         weights=WEIGHTS,
+        layout=LAYOUT,
     )
 
 

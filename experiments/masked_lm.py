@@ -25,6 +25,7 @@ from jaxarch.data.tokenization import Tokenizer
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
 from jaxarch.transformer.encoder import EncoderConfig, encoder, forward_flops
 from jaxarch.transformer.finished import save_description
+from jaxarch.transformer.layout import LAYOUT
 from jaxarch.transformer.masking import candidates, masked, masked_words
 from jaxarch.transformer.training import (
     PRECISIONS,
@@ -138,6 +139,7 @@ def experiment(config: Config) -> Experiment:
         assets=assets,
         weights=("params", "ema"),
         flops={jnp.dtype(model.dtype).name: 3 * operations},
+        layout=LAYOUT,
     )
 
 

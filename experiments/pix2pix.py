@@ -34,6 +34,7 @@ from jaxarch.data.images import scaled
 from jaxarch.data.picture_pairs import InputName, PicturePair, load_picture_pairs
 from jaxarch.gan import panels
 from jaxarch.gan.finished import save_description
+from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.pix2pix import (
     Pix2PixConfig,
     UNet,
@@ -134,6 +135,7 @@ def experiment(config: Config) -> Experiment:
         hypers=hypers(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
+        layout=LAYOUT,
     )
 
 

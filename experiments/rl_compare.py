@@ -7,9 +7,10 @@
 Each algorithm plays with the settings of its own experiment: those of its preset for the environment, where there is
 one, else its defaults. One that does not take an environment's actions leaves its place in the table empty.
 
-A step of the run is a part of every game, after which all are evaluated greedily. Beside the usual curves a run leaves,
-in `samples/`, the table `returns.md` (interquartile mean over the seeds and its 95 % interval, Agarwal et al. 2021) and
-the learning curves with their bands, `returns.png`.
+A step of the run is a part of every game, after which all are evaluated greedily. Beside the usual curves a run
+leaves, in `samples/`, the tables `returns.md` (interquartile mean over the seeds and its 95 % interval) and
+`improvement.md` (how probable it is that one algorithm beats another), the learning curves with their bands,
+`returns.png`, and the performance profiles, `profiles.png` (Agarwal et al. 2021).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -26,15 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxarch.rl.statistics import estimate, improvement, profile
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, check_least, main
 from jaxarch.run.metrics import interquartile_mean, interval
 
-Algorithm = Literal["ppo", "dqn", "pqn", "sac", "td3"]
+Algorithm = Literal["ppo", "a2c", "reinforce", "dqn", "iqn", "pqn", "sac", "td3"]
 
 
 @dataclass(frozen=True)
 class Config:
-    algorithms: tuple[Algorithm, ...] = ("ppo", "dqn", "pqn")
+    algorithms: tuple[Algorithm, ...] = ("ppo", "a2c", "dqn", "pqn")
     """to play, by the names of their experiments"""
     environments: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1")
     """of gymnax, or MODULE:FACTORY"""
@@ -98,10 +101,20 @@ def experiment(config: Config) -> Experiment:
     def report(state: State, key: Key[Array, ""], folder: Path) -> Metrics:
         returns = {name: np.asarray(seen) for name, seen in state.returns.items()}
         (folder / "returns.md").write_text(table(returns, config))
+        (folder / "improvement.md").write_text(improvements(returns, config))
         draw(returns, config, folder / "returns.png")
+        draw_profiles(returns, config, folder / "profiles.png")
         return {}
 
-    return Experiment(init=init, step=step, evaluate=evaluate, report=report, monitor="-eval/last_return", weights=())
+    return Experiment(
+        init=init,
+        step=step,
+        evaluate=evaluate,
+        report=report,
+        monitor="-eval/last_return",
+        weights=(),
+        newest_only=("games",),
+    )
 
 
 def found(config: Config) -> list[tuple[str, Game]]:
@@ -164,6 +177,58 @@ def summary(values: np.ndarray) -> str:
         return f"{np.isfinite(values).sum()} of {len(values)} seeds are numbers"
     low, high = interval(values)
     return f"{float(interquartile_mean(values)):.1f} ({low:.1f} to {high:.1f})"
+
+
+def newest(returns: Mapping[str, np.ndarray], algorithm: str, environment: str) -> np.ndarray | None:
+    """The last returns of one game, `[seeds]`; None where it is not played, or a seed's is no number."""
+    seen = returns.get(f"{algorithm}, {environment}")
+    found = None if seen is None else np.asarray(last(jnp.asarray(seen)))
+    return found if found is not None and np.isfinite(found).all() else None
+
+
+def improvements(returns: Mapping[str, np.ndarray], config: Config) -> str:
+    """How probable it is that the algorithm of a row beats that of a column, on the environments that both play."""
+    lines = [
+        "The probability that a seed of the row's algorithm has a higher return than one of the column's, on an "
+        "environment drawn at random, and its 95 % interval.",
+        "",
+        f"| | {' | '.join(config.algorithms)} |",
+        f"|---|{'---|' * len(config.algorithms)}",
+    ]
+    for row in config.algorithms:
+        cells = []
+        for column in config.algorithms:
+            pairs = [[newest(returns, name, env) for name in (row, column)] for env in config.environments]
+            both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+            if row == column or not both:
+                cells.append("")
+                continue
+            own, other = (np.stack([pair[i] for pair in both], axis=1) for i in (0, 1))
+            found = estimate(improvement, own, other)
+            cells.append(f"{float(found.value):.2f} ({float(found.low):.2f} to {float(found.high):.2f})")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_profiles(returns: Mapping[str, np.ndarray], config: Config, path: Path) -> None:
+    """A panel an environment: the share of seeds whose return is above each level, with its 95 % interval."""
+    from matplotlib.figure import Figure
+
+    count = len(config.environments)
+    figure = Figure(figsize=(5 * count, 3.6), layout="constrained")
+    for axes, environment in zip(figure.subplots(1, count, squeeze=False)[0], config.environments, strict=True):
+        played_by = {name: newest(returns, name, environment) for name in config.algorithms}
+        known = {name: values for name, values in played_by.items() if values is not None}
+        everything = np.concatenate([*known.values(), np.zeros(0 if known else 1)])
+        levels = np.linspace(everything.min(), everything.max(), 101)
+        for name, values in known.items():
+            found = estimate(partial(profile, levels=levels), values[:, None])
+            (line,) = axes.plot(levels, found.value, label=name)
+            axes.fill_between(levels, found.low, found.high, alpha=0.2, color=line.get_color(), linewidth=0)
+        axes.set(title=environment, xlabel="return", ylabel="share of seeds above it")
+        if known:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def draw(returns: Mapping[str, np.ndarray], config: Config, path: Path) -> None:

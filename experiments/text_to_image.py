@@ -45,6 +45,7 @@ from jaxarch.gan.augmentation import DiffAugmentConfig, diff_augment
 from jaxarch.gan.dcgan import widths
 from jaxarch.gan.features import Extractor, classifier, extracted
 from jaxarch.gan.finished import save_description
+from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.text_to_image import (
     WEIGHTS,
     Captions,
@@ -190,6 +191,7 @@ def experiment(config: Config) -> Experiment:
         hypers=hypers(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
+        layout=LAYOUT,
     )
 
 

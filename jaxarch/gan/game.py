@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.gan.augmentation import AugmentationState
+from jaxarch.gan.layout import examples, used
 from jaxarch.gan.objectives import OBJECTIVES, Logits, ObjectiveName, auxiliary_loss
 from jaxarch.gan.regularizers import consistency, gradient_at, gradient_penalty, path_length_penalty, path_lengths
 from jaxarch.run import ConfigError, Index, check_least, check_not_negative
@@ -117,7 +118,7 @@ def packed(samples: Samples, number: int) -> Samples:
 
 def latents_of(generator: nn.Module, key: Key[Array, ""], count: int) -> Float[Array, "batch dim"]:
     """Drawn from N(0, I), as many numbers as the generator takes."""
-    return jax.random.normal(key, (count, cast(Any, generator).latent_dim))
+    return examples(jax.random.normal(key, (count, cast(Any, generator).latent_dim)))
 
 
 def streams(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
@@ -129,8 +130,11 @@ def generate(
     generator: nn.Module, params: PyTree, stats: PyTree, latents: Array, condition: Condition, key: Key[Array, ""]
 ) -> tuple[Samples, PyTree]:
     """Samples as in training, and the generator's other collections after them."""
-    variables = {"params": params, **stats}
-    return cast(Any, generator.apply(variables, latents, condition, train=True, rngs=streams(key), mutable=list(stats)))
+    variables = {"params": used(params), **stats}
+    samples, stats = cast(
+        Any, generator.apply(variables, latents, condition, train=True, rngs=streams(key), mutable=list(stats))
+    )
+    return examples(samples), stats
 
 
 def judge(
@@ -143,8 +147,8 @@ def judge(
     said, stats = cast(
         Any,
         game.discriminator.apply(
-            {"params": params, **stats},
-            packed(samples, game.config.pack),
+            {"params": used(params), **stats},
+            examples(packed(samples, game.config.pack)),
             seen.condition,
             train=True,
             rngs=streams(key),

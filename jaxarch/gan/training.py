@@ -30,6 +30,7 @@ from jaxarch.gan.game import (
     penalty,
     streams,
 )
+from jaxarch.gan.layout import examples
 from jaxarch.run import ConfigError, Index, Mean, Metrics
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
@@ -391,10 +392,10 @@ def make_step(
     return step
 
 
-def split(examples: PyTree, parts: int) -> list[PyTree]:
+def split(batch: PyTree, parts: int) -> list[PyTree]:
     """A batch in equal parts."""
-    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), examples)
-    return [jax.tree.map(lambda leaf, n=n: leaf[n], cut) for n in range(parts)]
+    cut = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+    return [examples(jax.tree.map(lambda leaf, n=n: leaf[n], cut)) for n in range(parts)]
 
 
 def descend(

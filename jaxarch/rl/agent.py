@@ -48,6 +48,9 @@ class Agent(NamedTuple):
     memory: `envs -> memory` of so many environments, before anything was seen. A policy forgets it where `first`.
     noise: `(key, envs) -> noise`, all that is random in `act`. It is drawn for many steps at once: in the loop over
         steps it would cost as much as a step. By default the key itself.
+    weights: the learner's fields that another run may begin with, those of a field of it as `networks.policy`; the size
+        of the first is the count of parameters.
+    newest_only: those that are large and only needed to learn on, a replay: only the newest checkpoint keeps them.
     """
 
     init: Callable[[Key[Array, ""], Hypers], Learner]
@@ -56,3 +59,5 @@ class Agent(NamedTuple):
     policy: Callable[..., tuple[Any, Memory]]
     memory: Callable[[int], Memory] = lambda envs: ()
     noise: Callable[[Key[Array, ""], int], PyTree] = lambda key, envs: key
+    weights: tuple[str, ...] = ("params",)
+    newest_only: tuple[str, ...] = ()

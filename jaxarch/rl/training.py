@@ -86,7 +86,8 @@ def make_experiment(
         learner, learned = agent.learn(state.learner, rollout, learn_key, index)
         return replace(state, learner=learner, world=world), {**seen, **learned}
 
-    fields = {"monitor": "-eval/return", "weights": ("learner",), **others}
+    weights, newest_only = (tuple(f"learner.{name}" for name in names) for names in (agent.weights, agent.newest_only))
+    fields = {"monitor": "-eval/return", "weights": weights, "newest_only": newest_only, **others}
     evaluate = Evaluation(environment, agent, episodes, measure)
     return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
 

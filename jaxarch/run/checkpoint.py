@@ -13,9 +13,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from jaxarch.run import processes
 
 CHECKSUMS = "crc32.json"
 KEEP_LATEST = 2  # the one before the newest is there when the newest turns out to be damaged
+DROPPED = "newest.dropped"  # what a folder that is being removed is called
 
 
 class Checkpoints:
-    """The checkpoints in `folder`, by step. `monitor`: the info's field that is smallest for the best."""
+    """The checkpoints in `folder`, by step.
 
-    def __init__(self, folder: Path, read_only: bool = False):
+    newest_only: fields of the tree's `state` (`learner.replay`) that are kept in the newest alone.
+    """
+
+    def __init__(self, folder: Path, read_only: bool = False, newest_only: Sequence[str] = ()):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -48,7 +53,7 @@ class Checkpoints:
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         hush_late_callbacks()
-        self.folder, self._orbax = folder.absolute(), ocp
+        self.folder, self._orbax, self._newest_only = folder.absolute(), ocp, tuple(newest_only)
         best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP_LATEST), best]),
@@ -67,14 +72,23 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         args = self._orbax.args
-        items = args.Composite(tree=args.StandardSave(tree), info=args.JsonSave(info))
+        tree, newest = self._apart(tree)
+        items = {"tree": args.StandardSave(tree), "info": args.JsonSave(info)}
+        if newest:
+            items["newest"] = args.StandardSave(newest)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # its threads print what they raise as well
                 self._manager.save(
-                    step, args=items, metrics=None if monitor is None else {"monitor": monitor}, force=True
+                    step,
+                    args=args.Composite(**items),
+                    metrics=None if monitor is None else {"monitor": monitor},
+                    force=True,
                 )
             if processes.first():  # all have written when it returns
                 write_checksums(self.folder / str(step))
+                for earlier in self.steps():
+                    if earlier < step and newest:
+                        drop(self.folder / str(earlier))
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
             if processes.others_gone(error):
                 raise
@@ -85,28 +99,45 @@ class Checkpoints:
                 "Make room, then go on with --resume."
             ) from error
 
-    def restore(self, step: int, shapes: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The tree of that step, as `shapes` says, and its info. Raises Damaged, in all processes alike.
+    def restore(
+        self, step: int, shapes: PyTree, beginning: Callable[[], PyTree] | None = None
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """The tree of that step, as `shapes` says, and its info.
 
         Where a shape says how its array is cut over devices, so it is, however it was when it was saved.
+        beginning: gives a tree from which that is taken which only the newest has. None: it must be there.
+        Raises Damaged, in all processes alike.
         """
         args = self._orbax.args
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or device), shapes)
+        target, of_newest = self._apart(target)
         check_files(self.folder / str(step))
+        items = {"tree": args.StandardRestore(target), "info": args.JsonRestore()}
+        has_all = (self.folder / str(step) / "newest").exists()
+        if of_newest and has_all:
+            items["newest"] = args.StandardRestore(of_newest)
+        elif of_newest and beginning is None:
+            raise Incomplete(f"only the newest keeps {', '.join(self._newest_only)}")
         restored, damage = None, None
         try:
-            items = args.Composite(tree=args.StandardRestore(target), info=args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
+            restored = self._manager.restore(step, args=args.Composite(**items))
         except Exception as error:  # a missing, cut or overwritten file raises as many kinds as it has parts
             damage = reason(error)
         check_all(damage)
         assert restored is not None
-        return restored["tree"], restored["info"]
+        tree = restored["tree"]
+        if of_newest:
+            others = restored["newest"] if has_all else self._apart(beginning())[1]  # type: ignore[misc]
+            leaves = {True: iter(others), False: iter(jax.tree.leaves(tree))}
+            tree = jax.tree_util.tree_map_with_path(lambda path, _: next(leaves[self._is_of_newest(path)]), shapes)
+        return tree, restored["info"]
 
-    def newest(self, shapes: PyTree, report: Callable[[str], None]) -> tuple[int, PyTree, dict[str, Any]] | None:
+    def newest(
+        self, shapes: PyTree, report: Callable[[str], None], beginning: Callable[[], PyTree] | None = None
+    ) -> tuple[int, PyTree, dict[str, Any]] | None:
         """The newest checkpoint that is whole; damaged ones are reported, and left aside. None: there is none."""
-        found = self._newest(lambda step: self.restore(step, shapes), report)
+        found = self._newest(lambda step: self.restore(step, shapes, beginning), report)
         return found and (found[0], *found[1])
 
     def best(self) -> int | None:
@@ -128,12 +159,26 @@ class Checkpoints:
         for step in reversed(processes.said(self.steps())):
             try:
                 return step, read(step)
+            except Incomplete as lack:
+                report(f"the run cannot go on from the checkpoint of step {step} ({lack})")
             except Damaged as damage:
                 report(f"the checkpoint of step {step} is damaged ({damage}); trying the one before it")
         return None
 
+    def _apart(self, tree: PyTree) -> tuple[PyTree, list[Any]]:
+        """The tree, None in place of each leaf that only the newest checkpoint has, and those leaves."""
+        newest = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if self._is_of_newest(path)]
+        rest = jax.tree_util.tree_map_with_path(lambda path, leaf: None if self._is_of_newest(path) else leaf, tree)
+        return rest, newest
+
+    def _is_of_newest(self, path: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return any(f"{name}.".startswith(f"state.{field}.") for field in self._newest_only)
+
     def raw(self, step: int) -> PyTree:
-        """The tree of that step as nested dictionaries and lists of NumPy arrays, whatever made it. Raises Damaged."""
+        """The tree of that step as nested dictionaries and lists of NumPy arrays, whatever made it; None where the
+        newest checkpoint alone has more. Raises Damaged.
+        """
         check_files(self.folder / str(step))
         path = self.folder / str(step) / "tree"
         try:
@@ -147,6 +192,10 @@ class Checkpoints:
 
 class Damaged(Exception):
     """A checkpoint that cannot be read back whole."""
+
+
+class Incomplete(Damaged):
+    """One that lacks what only the newest keeps."""
 
 
 @functools.cache
@@ -183,9 +232,24 @@ def checksum(path: Path) -> int:
 
 
 def write_checksums(folder: Path) -> None:
-    partial = folder / f"{CHECKSUMS}.partial"
-    partial.write_text(json.dumps(checksums(folder)))
-    partial.rename(folder / CHECKSUMS)
+    write_whole(folder / CHECKSUMS, checksums(folder))
+
+
+def write_whole(path: Path, content: dict[str, int]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
+
+
+def drop(folder: Path) -> None:
+    """Removes what only the newest checkpoint keeps. Killed in the middle, what is left is whole all the same."""
+    path = folder / CHECKSUMS
+    if (folder / "newest").exists():
+        if path.exists():
+            kept = {name: crc for name, crc in json.loads(path.read_text()).items() if not name.startswith("newest/")}
+            write_whole(path, kept)
+        (folder / "newest").rename(folder / DROPPED)
+    shutil.rmtree(folder / DROPPED, ignore_errors=True)
 
 
 def check_files(folder: Path) -> None:

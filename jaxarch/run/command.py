@@ -33,7 +33,7 @@ from jaxarch.run.mesh import check_axes, make_mesh
 from jaxarch.run.mesh import parse as parse_mesh
 from jaxarch.run.metrics import Log, draw, read, summary
 from jaxarch.run.program import Carry, Programs, members, shape_of
-from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least
+from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least, field_of, with_field
 
 # On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
 SPREAD = {"mesh", "explain_mesh", "distributed", "coordinator", "processes", "process"}
@@ -467,7 +467,7 @@ def _run(
     with processes.agreed():
         if not processes.first():
             keep_assets(experiment, folder)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", newest_only=experiment.newest_only)
     reached = begin(programs, checkpoints, log, console, weights)
     parameters = count(programs.member_shape, experiment.weights)
     console.line(heading(program, folder, programs, parameters, reached.step, schedule, keeps_memory))
@@ -528,20 +528,21 @@ def mesh_of(options: Options, experiment: Experiment, count: int) -> Mesh | None
 
 
 def begin(programs: Programs, checkpoints: Checkpoints, log: Log, console: Console, weights: dict[str, Any]) -> Reached:
-    """The newest whole checkpoint, or the beginning. Raises RunError where there are checkpoints, but none is whole."""
+    """The newest whole checkpoint, or the beginning. Raises RunError where there are only others."""
     sums = programs.sums(first_batch(programs.experiment))
     shapes = Carry(programs.state_shape, shape_of(sums))
     found = checkpoints.newest(shapes, console.line)
     if found is None and checkpoints.steps():
         raise RunError(
-            f"no checkpoint in {checkpoints.folder} is whole, and nothing was changed there. "
-            "Begin again under another --name, or remove the damaged ones to begin this run anew."
+            f"from no checkpoint in {checkpoints.folder} can the run go on, and nothing was changed there. "
+            "Begin again under another --name (--init-from takes weights), or remove them to begin this run anew."
         )
     if found is None:
         log.keep_until(-1)
         state = programs.init()
+        for name, value in weights.items():
+            state = with_field(state, name, value)
         if weights:
-            state = state._replace(**weights) if hasattr(state, "_replace") else dataclasses.replace(state, **weights)
             state = programs.place(state)
         return Reached(Carry(state, sums), 0, 0.0)
     step, carry, info = found
@@ -564,21 +565,24 @@ def weights_of(run: Path, programs: Programs, console: Console) -> dict[str, Any
     for name in differing(programs.experiment, run / "assets"):
         if not name.name.startswith("data"):
             raise ConfigError(f"--init-from: {run / 'assets' / name} is not this run's; its weights mean other things.")
+    if not programs.experiment.weights:
+        raise ConfigError(f"--init-from {run}: this experiment begins with no weights.")
     first, *_ = programs.experiment.weights
     leading = () if programs.solo else (len(programs.members),)
     filled = {}
     for name in programs.experiment.weights:
-        own = getattr(programs.member_shape, name)
-        if own is None:
+        own = field_of(programs.member_shape, name)
+        if not jax.tree.leaves(own):
             continue
-        given, wanted = flat(source.get(name) or source.get(first) or {}), flat(own)
-        wrong = [f"{key} is missing" for key in wanted if key not in given]
+        found = saved_field(source, name)
+        given, wanted = flat(saved_field(source, first) if found is None else found), flat(own)
+        wrong = [f"{key or name} is missing" for key in wanted if key not in given]
         wrong += [
-            f"{key} is {list(given[key].shape)}, not {list(leaf.shape)}"
+            f"{key or name} is {list(given[key].shape)}, not {list(leaf.shape)}"
             for key, leaf in wanted.items()
             if key in given and given[key].shape != leaf.shape
         ]
-        wrong += [f"{key} has no place" for key in given if key not in wanted]
+        wrong += [f"{key or name} has no place" for key in given if key not in wanted]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise ConfigError(f"--init-from: the weights do not fit: {'; '.join(wrong[:4])}{more}.")
@@ -601,6 +605,13 @@ def newest_state(run: Path, console: Console) -> dict[str, Any]:
     return found["state"]
 
 
+def saved_field(source: Any, name: str) -> Any:
+    """A field of a state, which may be one of a field, as `raw` gives it; None: there is none."""
+    for part in name.split("."):
+        source = source.get(part) if isinstance(source, dict) else None
+    return source
+
+
 def flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -608,7 +619,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def count(state: Any, weights: tuple[str, ...]) -> int:
     """The numbers in the first of the weights; the others are averages of them, or an opponent's."""
-    return sum(int(np.size(leaf)) for name in weights[:1] for leaf in jax.tree.leaves(getattr(state, name)))
+    return sum(int(np.size(leaf)) for name in weights[:1] for leaf in jax.tree.leaves(field_of(state, name)))
 
 
 def heading(

@@ -54,13 +54,16 @@ def explained(programs: Programs, batch: Batch, memory: float) -> Iterator[str]:
     weights = programs.experiment.weights
     groups: dict[str, list[Held]] = {}
     for array in arrays:
-        field = array.name.split(".")[0]
-        groups.setdefault("parameters" if field in weights else field, []).append(array)
+        of_weights = any(f"{array.name}.".startswith(f"{name}.") for name in weights)
+        groups.setdefault("parameters" if of_weights else array.name.split(".")[0], []).append(array)
     yield f"on each of {devices} device(s):"
     for name, group in groups.items():
         own, whole = sum(array.own for array in group), sum(array.whole for array in group)
         yield f"  {name:12} {own:16,} bytes, {own / max(whole, 1):.4f} of all"
     analysis = programs.compiled_step(batch).memory_analysis()
+    if analysis is None:
+        yield "  this backend does not say what a step takes"
+        return
     state = sum(array.own for array in arrays)
     step = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes - state
     yield f"  {'a step':12} {step:16,} bytes: activations, gradients, the batch, what is gathered"

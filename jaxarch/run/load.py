@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ class Opened(NamedTuple):
 def load(run: str | Path, step: int | str = "newest") -> Loaded:
     """`experiment, config, state = load("runs/gpt/demo")`.
 
-    step: "newest", "best" (by the experiment's `monitor`) or the number of a saved step.
+    step: "newest", "best" (by the experiment's `monitor`) or the number of a saved step. What only the newest keeps (a
+        replay) is, of another, as at a run's beginning.
     The state of a run of several replicas has them along the leading axis of every array.
     Raises ConfigError where there is no such run or checkpoint, or it is damaged.
     """
@@ -50,8 +52,8 @@ def open_run(run: Path, step: int | str = "newest") -> Opened:
     experiment = module.experiment(config)
     programs = Programs(experiment, members(experiment.hypers, options.sweep, options.seed, options.replicas))
     shapes = Carry(programs.state_shape, jax.eval_shape(lambda: programs.sums(first_batch(experiment))))
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    number, carry = restored(checkpoints, run, step, shapes)
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True, newest_only=experiment.newest_only)
+    number, carry = restored(checkpoints, run, step, shapes, lambda: Carry(programs.init(), {}))
     return Opened(programs, Loaded(experiment, config, carry.state), number)
 
 
@@ -77,14 +79,16 @@ def chosen(checkpoints: Checkpoints, run: Path, step: int | str) -> int:
     return int(number)
 
 
-def restored(checkpoints: Checkpoints, run: Path, step: int | str, shapes: Carry) -> tuple[int, Carry]:
+def restored(
+    checkpoints: Checkpoints, run: Path, step: int | str, shapes: Carry, beginning: Callable[[], Carry]
+) -> tuple[int, Carry]:
     if step == "newest":
-        found = checkpoints.newest(shapes, lambda text: print(f"{run}: {text}", file=sys.stderr))
+        found = checkpoints.newest(shapes, lambda text: print(f"{run}: {text}", file=sys.stderr), beginning)
         if found is not None:
             return found[0], found[1]
     number = chosen(checkpoints, run, step)
     try:
-        return number, checkpoints.restore(number, shapes)[0]
+        return number, checkpoints.restore(number, shapes, beginning)[0]
     except Damaged as damage:
         raise ConfigError(f"the checkpoint of step {number} in {run} is damaged: {damage}.") from None
 

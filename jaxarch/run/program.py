@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxarch.run import backend
 from jaxarch.run import mesh as meshes
 from jaxarch.run.operations import counted
-from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State
+from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State, field_of
 
 NEVER = np.iinfo(np.int32).max
 LARGE = 1 << 16  # bytes from which an array that a function closes over becomes an argument
@@ -147,6 +147,17 @@ def shape_of(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def check_fields(state: State, names: Sequence[str], who: str) -> None:
+    lacking = []
+    for name in names:
+        try:
+            field_of(state, name)
+        except AttributeError:
+            lacking.append(name)
+    if lacking:
+        raise ConfigError(f"{who} {', '.join(lacking)}, which its state has no field for.")
+
+
 class Programs:
     """What a run calls: each function of the experiment, over all members, compiled once.
 
@@ -167,11 +178,8 @@ class Programs:
         self.hypers = self._spread(hypers[0] if self.solo else jax.tree.map(lambda *h: jnp.stack(h), *hypers))
         self._init = self._closed(experiment.init, keys[0], hypers[0])
         self.member_shape = self._init.shapes
-        lacking = [name for name in experiment.weights if not hasattr(self.member_shape, name)]
-        if lacking:
-            raise ConfigError(
-                f"the experiment's weights are called {', '.join(lacking)}, which its state has no field for."
-            )
+        check_fields(self.member_shape, experiment.weights, "the experiment's weights are called")
+        check_fields(self.member_shape, experiment.newest_only, "what only the newest checkpoint keeps is called")
         self.state_shape = jax.eval_shape(self._over(self._init.pure, 2), self._init.constants, self.keys, self.hypers)
         self.shardings = None
         if mesh is not None:
@@ -368,7 +376,7 @@ class Programs:
         """Which members' weights are all finite, as `[members]`."""
 
         def finite(state: State) -> Array:
-            leaves = jax.tree.leaves([getattr(state, name) for name in self.experiment.weights])
+            leaves = jax.tree.leaves([field_of(state, name) for name in self.experiment.weights])
             floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
             return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
 

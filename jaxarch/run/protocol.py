@@ -6,6 +6,8 @@ transformation of these functions, written once in this package.
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,8 +73,11 @@ class Experiment(NamedTuple):
     assets: writes what the run needs besides its state (a tokeniser) into the given folder, once, and what its
         data are (files called data*). A resumed run must give the same; one that begins with another run's weights
         too, but for the data.
-    weights: the fields of the state (a dataclass or a NamedTuple) that `--init-from` fills. One that the other
-        run lacks (an exponential average, a target network) is filled from the first of them.
+    weights: the fields of the state (a dataclass or a NamedTuple) that `--init-from` fills, those of a field of it as
+        `learner.params`. One that the other run lacks (an exponential average, a target network) is filled from the
+        first of them.
+    newest_only: fields of the state, likewise, that are large and only needed to go on (a replay): each checkpoint but
+        the newest is without them. One that is loaded has them as they are at a run's beginning.
     flops: the floating-point operations of a step's products by type, `{"bfloat16": 1.2e12}`, by formula: three times
         those of the forward pass, what is recomputed not counted again. Against the machine's peaks they give the
         run's MFU. None: they are counted in the program (`jaxarch.run.operations`).
@@ -91,6 +96,7 @@ class Experiment(NamedTuple):
     weights: tuple[str, ...] = ("params",)
     flops: Mapping[str, float] | None = None
     layout: Layout | None = None
+    newest_only: tuple[str, ...] = ()
 
 
 class ConfigError(Exception):
@@ -119,6 +125,17 @@ def check_not_negative(config: Any, names: Iterable[str], prefix: str = "") -> N
         if not getattr(config, name) >= 0:  # as a number that is none is not
             option = f"--{prefix}{name.replace('_', '-')}"
             raise ConfigError(f"{option} {getattr(config, name):g} is not 0 or above; 0 is off.")
+
+
+def field_of(state: State, name: str) -> Any:
+    """Of the state, or of one of its fields: `learner.params`. Raises AttributeError where there is none."""
+    return operator.attrgetter(name)(state)
+
+
+def with_field(state: State, name: str, value: Any) -> State:
+    first, _, rest = name.partition(".")
+    changed = {first: with_field(getattr(state, first), rest, value) if rest else value}
+    return state._replace(**changed) if hasattr(state, "_replace") else dataclasses.replace(state, **changed)
 
 
 def mean(value: jax.Array, weight: jax.Array | float = 1.0) -> Mean:

@@ -23,6 +23,8 @@ LAYOUT = Layout(
     ),
     batch=(BATCH, "context"),
 )
+# Of pictures: their axes are no positions, and a class token makes the number of patches odd.
+PICTURES = LAYOUT._replace(axes=("data", "fsdp", "tensor"), batch=(BATCH,))
 IN_LAYERS = r"(^|\.)layers(_\d+)?\."  # of a parameter that is used in a layer alone
 
 

@@ -17,7 +17,7 @@ TINY += ["--agent.random-steps", 3, "--agent.batch-size", 4, "--agent.capacity",
 def test_stopped_and_resumed_is_uninterrupted(tmp_path):
     """Two replicas; the ring of the replay has come round before and after the stop."""
     options = ["--env-options", "max_steps_in_episode=5", "--replicas", 2, "--scan", 2]
-    whole = run(sac, tmp_path, *TINY, *options)
+    whole = run(sac, tmp_path, *TINY, *options, copied_at=6)
     assert_same(whole, resumed(sac, whole, 6))
     last = log(whole)[-1]
     assert {"train/entropy", "train/temperature", "train/value_loss", "eval/return"} <= last.keys()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import td3
+from jaxarch.run import load
+from jaxarch.run.command import weights_of
+from jaxarch.run.console import Console
+from jaxarch.run.program import Programs, members
 from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TINY = ["--env-steps", 12, "--eval-every", 6, "--checkpoint-every", 6, "--episodes", 2]
@@ -16,10 +21,19 @@ TINY += ["--agent.random-steps", 3, "--agent.batch-size", 4, "--agent.capacity",
 
 def test_stopped_and_resumed_is_uninterrupted(tmp_path):
     """The ring of the replay has come round before and after the stop."""
-    whole = run(td3, tmp_path, *TINY, "--env-options", "max_steps_in_episode=5")
+    whole = run(td3, tmp_path, *TINY, "--env-options", "max_steps_in_episode=5", copied_at=6)
     assert_same(whole, resumed(td3, whole, 6))
     last = log(whole)[-1]
     assert {"train/td_error", "train/policy_loss", "train/value_loss", "eval/return"} <= last.keys()
+    # The networks alone are what another run begins with; the count is that of the policy, of numbers 3 to 8, 8 and 1.
+    loaded = load(whole)
+    found = weights_of(whole, Programs(loaded.experiment, members(loaded.experiment.hypers, [], 1, 1)), Console())
+    names = "policy", "critics", "policy_target", "critic_targets"
+    assert found.keys() == {f"learner.networks.{name}" for name in names}
+    for name in names:
+        wanted = getattr(loaded.state.learner.networks, name)
+        jax.tree.map(np.testing.assert_array_equal, found[f"learner.networks.{name}"], wanted)
+    assert json.loads((whole / "result.json").read_text())["parameters"] == 3 * 8 + 8 + 8 * 8 + 8 + 8 + 1
 
 
 @pytest.mark.slow

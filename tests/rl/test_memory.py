@@ -14,7 +14,7 @@ from jaxarch.rl.collecting import begin, collect
 from jaxarch.rl.environments import make
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.recurrent import MemoryConfig
-from tests.rl.probes import BY_BOTH, ENDLESS, train
+from tests.rl import together
 from tests.run.running import assert_same, exit_code, log, resumed, run
 
 TIME, ENVS, FEATURES = 9, 2, 3
@@ -167,22 +167,38 @@ def test_what_is_learned_from_is_what_was_done(kind):
     assert abs(metrics["train/approx_kl"]) < 1e-7 and metrics["train/clip_fraction"] == 0
 
 
-@pytest.mark.parametrize(
-    "kind, probe",
-    [("gru", BY_BOTH), ("gru", ENDLESS), pytest.param("transformer", ENDLESS, marks=pytest.mark.slow)],
-)
-def test_probes(kind, probe):
-    """The action that what is observed asks for; and a reward for ever, cut off by a limit, which is no death."""
-    config = config_of(kind, learning_rate=1e-2, gamma=0.8, epochs=4, minibatches=2, anneal=False)
-    agent = make_agent(probe, config, 16, 100)
-    state, metrics = train(probe, agent, config.hypers, 16, 8, 100)
-    if probe is BY_BOTH:
-        last = metrics["train/return"]
-        assert last.total[-5:].sum() / last.weight[-5:].sum() > 0.8
-    else:
-        given = jnp.zeros((1, 1, 1)), agent.memory(1), jnp.ones((1, 1), bool)
-        value = network_of(probe, config).apply({"params": state.learner.params}, *given)[1]
-        assert value[0, 0] == pytest.approx(1 / (1 - 0.8), rel=0.1)
+@pytest.mark.parametrize("kind", ["gru", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_probe_environments(kind):
+    """That of `endless` tells that truncation is no death. The second step of `delayed` is seen after the first."""
+    environment = together.DISCRETE
+    memory = MemoryConfig("gru", 16) if kind == "gru" else MemoryConfig("transformer", 16, layers=1, heads=2, context=4)
+    config = MemoryPPOConfig(
+        learning_rate=1e-2,
+        anneal=False,
+        gamma=together.GAMMA,
+        gae_lambda=0.9,
+        epochs=4,
+        minibatches=2,
+        model=NetworkConfig(layers=1, width=32),
+        memory=memory,
+    )
+    agent = make_agent(environment, config, 16, 120)
+    state, _ = together.train(environment, agent, config.hypers, 16, 8, 120)
+
+    def seen(observations):
+        envs = observations.shape[1]
+        first = jnp.zeros(observations.shape[:2], bool).at[0].set(True)
+        given = {"params": state.learner.params}, observations, agent.memory(envs), first
+        return jax.jit(network_of(environment, config).apply)(*given)
+
+    delayed = [case for case, _, _, _ in together.CASES].index("delayed, first")
+    _, values, _ = seen(
+        jnp.stack([together.OBSERVATIONS, together.OBSERVATIONS[delayed + 1] + 0 * together.OBSERVATIONS])
+    )
+    found = values[0].at[delayed + 1].set(values[1, delayed])
+    np.testing.assert_allclose(found, together.VALUES, atol=0.3)
+    policy, _, _ = seen(together.BY_BOTH[None])
+    np.testing.assert_array_equal(policy.mode()[0], [1, 0])
 
 
 TINY = ["--env-steps", 256, "--envs", 4, "--length", 8, "--episodes", 4, "--eval-every", 4]

@@ -57,6 +57,9 @@ def test_continuous_probes():
     state, _ = together.train(environment, agent, config.hypers, 16, 8, 150)
     actions, _ = agent.policy(state.learner, together.BY_BOTH, jax.random.key(0), (), None, True)
     np.testing.assert_allclose(actions[:, 0], [0.5, -0.5], atol=0.15)
+    network = actor_critic(environment, config.model, False, "ppo")
+    _, values = network.apply({"params": state.learner.params}, together.OBSERVATIONS)
+    np.testing.assert_allclose(values, together.VALUES, atol=0.25)
 
 
 def played(config, environment, iterations=0, seed=0):

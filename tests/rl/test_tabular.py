@@ -13,7 +13,8 @@ from jaxarch.rl.algorithms import tabular
 from jaxarch.rl.algorithms.tabular import Hypers, Learner, TabularConfig, make_agent
 from jaxarch.rl.environments import make
 from jaxarch.rl.tables import Table, as_environment, cliff_walking, make_table
-from tests.rl.probes import CONSTANT, train
+from tests.rl.probes import CONSTANT
+from tests.rl.together import train
 from tests.run.running import assert_same, exit_code, log, resumed, run
 
 GAMMA = 0.9
@@ -218,32 +219,38 @@ def test_sarsa_follows_what_was_done():
     assert learned.values[1, 1] == pytest.approx(GAMMA * 9.0)
 
 
-def chain(rewards, limit):
-    """States in a row; action 1 goes on and earns, action 0 goes on for nothing; the last ends. limit None: a ring."""
-    states = len(rewards) + 1
-    chances, table = np.zeros((states, 2, states)), np.zeros((states, 2, states))
-    for s, reward in enumerate(rewards):
-        following = s + 1 if limit is None else 0
-        chances[s, :, following] = 1
-        table[s, 1, following] = reward
-    chances[-1, :, -1] = 1
-    terminal = np.arange(states) == states - 1
-    made = Table(*(jnp.asarray(x, jnp.float32) for x in (chances, table)), jnp.asarray(terminal), jnp.eye(states)[0])
-    return as_environment(made, "chain", limit or 100)
+def probes():
+    """Of one step that earns 1 (state 0), 1 or -1 (1, 2), 1 or -1 by action (3); of two, the second 1 (4, 5); and 1 for
+    ever, cut off (6).
+    """
+    chances, rewards, end = np.zeros((8, 2, 8)), np.zeros((8, 2, 8)), 7
+    for state, following, earned in (
+        (0, end, (1, 1)),
+        (1, end, (1, 1)),
+        (2, end, (-1, -1)),
+        (3, end, (-1, 1)),
+        (4, 5, (0, 0)),
+        (5, end, (1, 1)),
+        (6, 6, (1, 1)),
+        (end, end, (0, 0)),
+    ):
+        chances[state, :, following] = 1
+        rewards[state, :, following] = earned
+    starts = np.array([1, 1, 1, 1, 1, 0, 1, 0]) / 6
+    table = Table(*(jnp.asarray(x, jnp.float32) for x in (chances, rewards)), jnp.arange(8) == end, jnp.asarray(starts))
+    return as_environment(table, "probes", 4)
 
 
 @pytest.mark.parametrize("method", ["q_learning", "sarsa", "monte_carlo"])
 def test_probes(method):
-    """A reward at the second step; and one for ever, cut off every fourth, which is no death."""
+    """What earns for ever is cut off at every fourth step, which is no death."""
     hypers = Hypers(learning_rate=1.0, decay=0.0, gamma=GAMMA, epsilon=0.5, epsilon_final=0.0)
-    expected = {None: [GAMMA, 1.0], 4: [1 / (1 - GAMMA)]}
-    for limit, best in expected.items():
-        environment = chain([0.0, 1.0] if limit is None else [1.0], limit)
-        agent = make_agent(environment, TabularConfig(method), 2, 100)
-        state, _ = train(environment, agent, hypers, 2, 4, 100)
-        np.testing.assert_allclose(state.learner.values[: len(best)].max(-1), best, rtol=1e-2)
-        last = jnp.array([len(best) - 1])
-        assert agent.policy(state.learner, last, jax.random.key(0), (), last == 0, True)[0] == 1
+    agent = make_agent(probes(), TabularConfig(method), 8, 150)
+    state, _ = train(probes(), agent, hypers, 8, 4, 150)
+    values = [1, 1, -1, 1, GAMMA, 1, 1 / (1 - GAMMA)]
+    np.testing.assert_allclose(state.learner.values.max(-1)[:7], values, rtol=1e-2)
+    at_choice = jnp.array([3])
+    assert agent.policy(state.learner, at_choice, jax.random.key(0), (), at_choice == 0, True)[0] == 1
 
 
 def test_actions_are_drawn_epsilon_greedily():

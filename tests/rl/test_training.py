@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gymnax.environments import spaces
 
-from experiments import ppo
+from experiments import a2c, dqn, iqn, ppo, pqn, reinforce, sac, td3
 from jaxarch.rl.agent import Agent
 from jaxarch.rl.environments import make
 from jaxarch.rl.networks import NetworkConfig
@@ -95,6 +99,98 @@ def test_a_replica_is_the_solo_run():
         for one, other in zip(*map(jax.tree.leaves, learners), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
         assert jax.tree.leaves(alone.state.learner.params)[0].dtype == jnp.float64
+
+
+TINY_REPLAY = {"starts": 10, "replay": 16, "batch_size": 4, "target_every": 8, "epsilon_steps": 20}
+TINY_ACTOR = {"random_steps": 10, "capacity": 16, "batch_size": 4}
+# Of each algorithm its options, and those of its hypers that the second replica has otherwise.
+SWEPT = {
+    dqn: ({**TINY_REPLAY, "prioritized": True}, {"gamma": 0.5, "epsilon": 0.3, "alpha": 0.9, "beta": 0.1}),
+    iqn: (TINY_REPLAY, {"gamma": 0.5, "epsilon": 0.3, "risk": 0.5}),
+    pqn: ({"minibatches": 2, "epsilon_steps": 20}, {"gamma": 0.5, "q_lambda": 0.2}),
+    sac: (TINY_ACTOR, {"gamma": 0.5, "tau": 0.3, "temperature": 0.1, "target_entropy": 0.2}),
+    td3: (TINY_ACTOR, {"gamma": 0.5, "tau": 0.3, "exploration": 0.4, "target_noise": 0.6}),
+    a2c: ({}, {"gamma": 0.5, "gae_lambda": 0.3, "entropy": 0.2, "value": 2.0}),
+    reinforce: ({}, {"gamma": 0.5, "entropy": 0.2, "value": 2.0}),
+}
+
+
+@pytest.mark.parametrize("module", [dqn, *(pytest.param(m, marks=pytest.mark.slow) for m in SWEPT if m is not dqn)])
+def test_a_member_of_a_sweep_is_the_solo_run_with_these_options(module):
+    """Over seven iterations, in which learning begins, targets follow, and the ring of a replay comes round; in float64
+    where the networks take it.
+    """
+    in_float64 = module not in (iqn, pqn, td3)
+    with jax.enable_x64(in_float64):
+        options, hypers = SWEPT[module]
+        hypers = {"learning_rate": 0.02, **hypers}
+        config = module.Config(env_options=("max_steps_in_episode=5",), env_steps=28, envs=2, length=2)
+        agent = dataclasses.replace(config.agent, **options, model=dataclasses.replace(config.agent.model, layers=0))
+
+        def learners(agent, points):
+            """Of seeds 3, 4, ... at these points, side by side where there are several."""
+            experiment = module.experiment(dataclasses.replace(config, agent=agent))
+
+            def run(seed, hypers):
+                state = experiment.init(jax.random.key(seed), hypers)
+                return jax.lax.scan(lambda state, i: experiment.step(state, None, i), state, jnp.arange(7))[0].learner
+
+            several = jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *(experiment.hypers._replace(**p) for p in points)
+            )
+            fast = {"xla_backend_optimization_level": 0}
+            seeds = jnp.arange(3, 3 + len(points)) if len(points) > 1 else jnp.array([4])
+            return jax.jit(jax.vmap(run), compiler_options=fast)(seeds, several)
+
+        alone, together = learners(dataclasses.replace(agent, **hypers), [{}]), learners(agent, [{}, hypers])
+        tight = {"rtol": 1e-6, "atol": 1e-7}
+        own, member, other = (
+            jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree, i in ((alone, 0), (together, 1), (together, 0))
+        )
+        for one, another in zip(*map(jax.tree.leaves, (own, member)), strict=True):
+            np.testing.assert_allclose(one, another, **(tight if in_float64 else {"rtol": 1e-3, "atol": 1e-4}))
+        assert not all(map(np.allclose, *map(jax.tree.leaves, (own, other))))
+
+
+LONG = {
+    ppo: ppo.Config(agent=ppo.PPOConfig(model=NetworkConfig(width=8))),
+    dqn: dqn.Config(agent=dqn.DQNConfig(prioritized=True, anneal=True, model=NetworkConfig(width=8))),
+    sac: sac.Config(agent=sac.SACConfig(model=NetworkConfig(width=8))),
+}
+
+
+@pytest.mark.parametrize("module", LONG, ids=lambda module: module.__name__)
+def test_memory_does_not_grow_with_the_number_of_steps(module):
+    """A step is the same program, of the same state, whether the run has 1e5 of them or 1e9; but for constants, as the
+    rate at which a schedule falls.
+    """
+
+    def program(env_steps):
+        experiment = module.experiment(dataclasses.replace(LONG[module], env_steps=env_steps))
+        state = jax.eval_shape(experiment.init, jax.random.key(0), experiment.hypers)
+        lowered = jax.jit(experiment.step).lower(state, None, jnp.int32(0))
+        return state, re.sub(r"dense<[^>]*>", "", lowered.as_text())
+
+    (state, text), (of_long, long_text) = program(100_000), program(1_000_000_000)
+    assert state == of_long and text == long_text
+
+
+@pytest.mark.slow
+def test_a_long_run_takes_no_more_memory_than_a_short_one(tmp_path):
+    """The peak of the process, with all that the loop, the log and the checkpoints keep."""
+    code = (
+        "import sys; from experiments import ppo; from jaxarch.run import main\n"
+        "try: main(ppo.experiment, ppo.Config, ppo.PRESETS)\n"
+        "finally: print([line for line in open('/proc/self/status') if 'VmHWM' in line][0])"
+    )
+    peaks = {}
+    for env_steps in (100_000, 1_000_000):
+        options = ["--env-steps", env_steps, "--envs", 16, "--runs", tmp_path, "--name", env_steps, "--scan", 8]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, check=True
+        )
+        peaks[env_steps] = int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0])
+    assert peaks[1_000_000] < 1.05 * peaks[100_000]
 
 
 def test_stopped_and_resumed_is_uninterrupted(tmp_path):

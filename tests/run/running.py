@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxarch.run import Experiment, command, load
+from jaxarch.run.checkpoint import Checkpoints
 from jaxarch.run.command import first_batch, main
 from jaxarch.run.loop import batches
 from jaxarch.run.program import Carry, Member, Programs
@@ -20,23 +21,41 @@ from jaxarch.run.program import Carry, Member, Programs
 SPEED = ("seconds", "steps_per_second", "mfu")
 
 
-def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a") -> Path:
-    """`python -m MODULE --runs RUNS --name NAME ARGUMENTS`, which must succeed; the run's folder."""
-    code = exit_code(module, "--runs", runs, "--name", name, *arguments)
+def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a", copied_at: int | None = None) -> Path:
+    """`python -m MODULE --runs RUNS --name NAME ARGUMENTS`, which must succeed; the run's folder.
+
+    copied_at: a copy is made as it is when it has saved that step, for `resumed`.
+    """
+    save = Checkpoints.save
+
+    def and_copy(checkpoints: Checkpoints, step: int, *others: Any) -> None:
+        save(checkpoints, step, *others)
+        if step == copied_at:
+            shutil.copytree(checkpoints.folder.parent, copy_of(checkpoints.folder.parent))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if copied_at is not None:
+            patch.setattr(Checkpoints, "save", and_copy)
+        code = exit_code(module, "--runs", runs, "--name", name, *arguments)
     assert code == 0
     return runs / module.__name__.rsplit(".", 1)[-1] / name
+
+
+def copy_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-resumed")
 
 
 def resumed(module: ModuleType, whole: Path, step: int) -> Path:
     """A copy of a finished run as it was when it had saved that step, gone on with to its end; its folder.
 
-    Whole must have been told to save there, by `--checkpoint-every`.
+    Whole must have been told to save there, by `--checkpoint-every`; and to be copied there, if its newest checkpoint
+    keeps more than those before.
     """
-    copy = whole.with_name(f"{whole.name}-resumed")
-    shutil.copytree(whole, copy)
-    (copy / "result.json").unlink()
+    copy = copy_of(whole)
+    if not copy.exists():
+        shutil.copytree(whole, copy)
+        (copy / "result.json").unlink()
     saved = sorted(int(path.name) for path in (copy / "checkpoints").iterdir())
-    assert step in saved and saved[-1] > step
     for later in saved[saved.index(step) + 1 :]:
         shutil.rmtree(copy / "checkpoints" / str(later))
     return run(module, whole.parents[1], "--resume", name=copy.name)

@@ -112,7 +112,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_as_it_is(tmp_path, capsys):
     before = (folder / "metrics.jsonl").read_bytes()
     capsys.readouterr()
     assert exit_code(line, "--runs", tmp_path, "--name", "a", "--resume") == 1
-    assert "is whole, and nothing was changed there" in capsys.readouterr().err
+    assert "can the run go on, and nothing was changed there" in capsys.readouterr().err
     assert (folder / "metrics.jsonl").read_bytes() == before and (folder / "checkpoints" / "40").exists()
 
 

@@ -322,7 +322,7 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
             means["train/epsilon"] = epsilon_at(index, learner.hypers.epsilon)
         return replace(learner, target=target), means
 
-    return Agent(init, act, learn, policy)
+    return Agent(init, act, learn, policy, weights=("params", "target"), newest_only=("replay",))
 
 
 def of_action(

@@ -206,7 +206,7 @@ def make_agent(environment: Environment, config: IQNConfig, envs: int, length: i
         means["train/epsilon"] = epsilon_at(index, learner.hypers.epsilon)
         return replace(learner, params=params, target=target, opt=opt), means
 
-    return Agent(init, act, learn, policy)
+    return Agent(init, act, learn, policy, weights=("params", "target"), newest_only=("replay",))
 
 
 def of_action(quantiles: Float[Array, "batch quantiles actions"], action: Array) -> Float[Array, "batch quantiles"]:

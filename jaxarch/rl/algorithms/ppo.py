@@ -247,7 +247,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
     # Convolutions of several replicas at once are slower on a CPU than one after another.
     one_by_one = len(network.shape) == 3 and backend.platform() == "cpu"
     replicated = jax.custom_batching.sequential_vmap(learn) if one_by_one else learn
-    return Agent(init, act, replicated, policy, noise=partial(noise_of, network))
+    return Agent(init, act, replicated, policy, noise=partial(noise_of, network), weights=("params", "observations"))
 
 
 def permutations(key: Key[Array, ""], count: int, size: int) -> Int[Array, "count size"]:

@@ -290,4 +290,6 @@ def make_agent(environment: Environment, config: SACConfig, envs: int, length: i
         metrics: Metrics = {name: Mean(values.sum(), weight) for name, values in found.items()}
         return replace(learner, networks=networks, replay=kept), metrics
 
-    return Agent(init, act, learn, policy)
+    names = ("policy", "critics", "targets", "log_temperature")
+    weights = tuple(f"networks.{name}" for name in names)
+    return Agent(init, act, learn, policy, weights=weights, newest_only=("replay",))

@@ -159,7 +159,7 @@ def make_agent(
             chosen = jnp.where(rollout.ended, chosen, done)
         return temporal_differences(learner, rollout, chosen, greedy=config.method == "q_learning")
 
-    return Agent(init, act, learn, policy)
+    return Agent(init, act, learn, policy, weights=("values",))
 
 
 def temporal_differences(

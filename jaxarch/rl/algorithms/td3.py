@@ -227,4 +227,6 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
         networks, metrics = jax.lax.cond(index >= random_iterations, updates, no_update, learner.networks)
         return replace(learner, networks=networks, replay=kept), metrics
 
-    return Agent(init, act, learn, policy)
+    names = ("policy", "critics", "policy_target", "critic_targets")
+    weights = tuple(f"networks.{name}" for name in names)
+    return Agent(init, act, learn, policy, weights=weights, newest_only=("replay",))

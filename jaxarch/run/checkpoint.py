@@ -25,7 +25,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxarch.run import processes
-from jaxarch.run.protocol import RunError
 
 CHECKSUMS = "crc32.json"
 KEEP_LATEST = 2  # the one before the newest is there when the newest turns out to be damaged
@@ -85,16 +84,17 @@ class Checkpoints:
                     metrics=None if monitor is None else {"monitor": monitor},
                     force=True,
                 )
-            if processes.first():
+            if processes.first():  # all have written when it returns
                 write_checksums(self.folder / str(step))
                 for earlier in self.steps():
                     if earlier < step and newest:
                         drop(self.folder / str(earlier))
-            processes.together(f"the checkpoint of step {step}")
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
+            if processes.others_gone(error):
+                raise
             atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))  # see hush_late_callbacks
             before = [earlier for earlier in self.steps() if earlier != step]
-            raise RunError(
+            raise processes.LocalError(
                 f"the checkpoint of step {step} could not be written ({reason(error)}); {kept(before)}. "
                 "Make room, then go on with --resume."
             ) from error
@@ -106,7 +106,7 @@ class Checkpoints:
 
         Where a shape says how its array is cut over devices, so it is, however it was when it was saved.
         beginning: gives a tree from which that is taken which only the newest has. None: it must be there.
-        Raises Damaged.
+        Raises Damaged, in all processes alike.
         """
         args = self._orbax.args
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -119,10 +119,13 @@ class Checkpoints:
             items["newest"] = args.StandardRestore(of_newest)
         elif of_newest and beginning is None:
             raise Incomplete(f"only the newest keeps {', '.join(self._newest_only)}")
+        restored, damage = None, None
         try:
             restored = self._manager.restore(step, args=args.Composite(**items))
         except Exception as error:  # a missing, cut or overwritten file raises as many kinds as it has parts
-            raise Damaged(reason(error)) from error
+            damage = reason(error)
+        check_all(damage)
+        assert restored is not None
         tree = restored["tree"]
         if of_newest:
             others = restored["newest"] if has_all else self._apart(beginning())[1]  # type: ignore[misc]
@@ -153,7 +156,7 @@ class Checkpoints:
         return found and found[1]
 
     def _newest(self, read: Callable[[int], Any], report: Callable[[str], None]) -> tuple[int, Any] | None:
-        for step in reversed(self.steps()):
+        for step in reversed(processes.said(self.steps())):
             try:
                 return step, read(step)
             except Incomplete as lack:
@@ -250,16 +253,30 @@ def drop(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raises Damaged where a file differs from what was written."""
+    """Raises Damaged where a file differs from what was written. Of several processes each reads its share of them."""
+    check_all(damage_in(folder))
+
+
+def damage_in(folder: Path) -> str | None:
     if not (folder / CHECKSUMS).exists():  # the run was killed between the two; the files are whole
-        return
+        return None
     try:
-        expected, actual = json.loads((folder / CHECKSUMS).read_text()), checksums(folder)
-    except (OSError, ValueError) as error:
-        raise Damaged(reason(error)) from error
-    for name, checksum in expected.items():
-        if actual.get(name) != checksum:
-            raise Damaged(f"{name} {'has changed' if name in actual else 'is missing'}")
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        for name in processes.share(sorted(expected)):
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if checksum(folder / name) != expected[name]:
+                return f"{name} has changed"
+    except (OSError, ValueError, TypeError) as error:
+        return reason(error)
+    return None
+
+
+def check_all(damage: str | None) -> None:
+    """Raises Damaged where any process found damage. To be called by all."""
+    for found in processes.each(damage):
+        if found is not None:
+            raise Damaged(found)
 
 
 def kept(steps: list[int]) -> str:

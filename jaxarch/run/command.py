@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -104,7 +105,9 @@ def main(experiment: Callable[[Any], Experiment], config: type, presets: Mapping
     module, description = described(experiment)
     program = Path(module).stem if module.endswith(".py") else module.rsplit(".", 1)[-1]
     with exits(program), heard("jaxarch.attention"):
-        config_, options, saved = parse(program, description, config, presets or {}, sys.argv[1:])
+        join(sys.argv[1:])
+        with processes.agreed():
+            config_, options, saved = parse(program, description, config, presets or {}, sys.argv[1:])
         run(program, module, experiment, config_, options, saved)
 
 
@@ -120,23 +123,55 @@ def described(experiment: Callable) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def exits(program: str) -> Iterator[None]:
-    """Turns what a user can cause into one line and an exit code."""
+    """Turns what a user can cause into one line and an exit code, for several processes as `processes` says."""
 
     def leave(message: str, code: int) -> None:
-        print(f"{program}: {message}", file=sys.stderr, flush=True)
+        if processes.first():
+            print(f"{program}: {message}", file=sys.stderr, flush=True)
         sys.exit(code)
+
+    def leave_alone(message: str, code: int) -> None:
+        if processes.alone():
+            leave(message, code)
+        print(f"{program}: process {jax.process_index()}: {message}", file=sys.stderr)
+        processes.end(code)
 
     try:
         yield
     except ConfigError as error:
         leave(str(error), 2)
+    except processes.LocalError as error:
+        leave_alone(str(error), 1)
     except RunError as error:
         leave(str(error), 1)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        leave(f"{error.strerror or error}{where}", 1)
+        leave_alone(processes.said_by_system(error), 1)
     except KeyboardInterrupt:
-        leave("interrupted; the last checkpoint is kept.", 130)
+        leave_alone("interrupted; the last checkpoint is kept.", 130)
+    except Exception as error:
+        if processes.alone():
+            raise
+        if processes.others_gone(error):
+            leave_alone(f"another process is gone ({reason(error)}); the last checkpoint is kept.", 1)
+        traceback.print_exc()
+        processes.end(1)
+
+
+def join(arguments: Sequence[str]) -> None:
+    """Joins the other processes, if there are to be any: first of all, so that an error in one ends all of them.
+
+    Raises ConfigError.
+    """
+    if "--distributed" not in arguments:
+        return
+    numbers: list[int | None] = []
+    for name in ("--processes", "--process"):
+        text = value_of(arguments, name)
+        if text is not None and not text.isdigit():
+            raise ConfigError(f"{name} {text} is not a number of processes.")
+        numbers.append(None if text is None else int(text))
+    backend.prepare()
+    processes.join(value_of(arguments, "--coordinator"), *numbers)
 
 
 # --- the arguments ------------------------------------------------------------------------------
@@ -380,8 +415,6 @@ def run(
     saved: dict[str, Any] | None,
 ) -> None:
     """One run from its configuration to `result.json`. Raises ConfigError and RunError; exits on a signal."""
-    if options.distributed:
-        processes.join(options.coordinator, options.processes, options.process)
     with contextlib.ExitStack() as quiet:
         if not processes.first():
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
@@ -397,21 +430,25 @@ def _run(
     saved: dict[str, Any] | None,
 ) -> None:
     console = Console()
-    folder = prepare(program, module, config, options, saved)
-    if config.steps < 1:
-        raise ConfigError(f"--steps {config.steps} is below 1.")
-    if options.stop_at is not None and not 0 < options.stop_at <= config.steps:
-        raise ConfigError(f"--stop-at {options.stop_at} is not within the run's --steps {config.steps}.")
+    with processes.agreed():
+        folder = prepare(program, module, config, options, saved)
+        if config.steps < 1:
+            raise ConfigError(f"--steps {config.steps} is below 1.")
+        if options.stop_at is not None and not 0 < options.stop_at <= config.steps:
+            raise ConfigError(f"--stop-at {options.stop_at} is not within the run's --steps {config.steps}.")
+    check_same(config, options)
     if saved is not None and (folder / "result.json").exists():
         console.line(f"{folder} is finished")
         show(folder, console, json.loads((folder / "result.json").read_text()))
         return
     keeps_memory = backend.prepare()
-    experiment = make(config)
-    if experiment.batch_size < 1:
-        raise ConfigError(f"--batch-size {experiment.batch_size} is below 1.")
-    which = members(experiment.hypers, options.sweep, options.seed, options.replicas)
-    programs = Programs(experiment, which, mesh_of(options, experiment, len(which)))
+    with processes.agreed():
+        experiment = make(config)
+        if experiment.batch_size < 1:
+            raise ConfigError(f"--batch-size {experiment.batch_size} is below 1.")
+        which = members(experiment.hypers, options.sweep, options.seed, options.replicas)
+        mesh = mesh_of(options, experiment, len(which))
+    programs = Programs(experiment, which, mesh)
     if options.explain_mesh is not None:
         for line in explained(programs, first_batch(experiment), options.explain_mesh):
             console.line(line)
@@ -419,16 +456,17 @@ def _run(
     begun = any((folder / "checkpoints").glob("[0-9]*"))
     weights = {} if options.init_from is None or begun else weights_of(Path(options.init_from), programs, console)
     schedule = plan(config.steps, options.stop_at, options.eval_every, options.checkpoint_every, options.scan)
-    log = Log(folder, options.log)
-    if saved is None and processes.first():
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"module": module, "config": to_json(config), "options": to_json(options)}
-        write_json(folder / "config.json", {**record, "environment": backend.environment()})
-    if processes.first():
-        keep_assets(experiment, folder)
-    processes.together("the run's folder")
-    if not processes.first():
-        keep_assets(experiment, folder)
+    with processes.agreed():
+        log = Log(folder, options.log)
+        if saved is None and processes.first():
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {"module": module, "config": to_json(config), "options": to_json(options)}
+            write_json(folder / "config.json", {**record, "environment": backend.environment()})
+        if processes.first():
+            keep_assets(experiment, folder)
+    with processes.agreed():
+        if not processes.first():
+            keep_assets(experiment, folder)
     checkpoints = Checkpoints(folder / "checkpoints", newest_only=experiment.newest_only)
     reached = begin(programs, checkpoints, log, console, weights)
     parameters = count(programs.member_shape, experiment.weights)
@@ -455,14 +493,27 @@ def _run(
         }
         if processes.first():
             write_json(folder / "result.json", result)
-        processes.together("the result")
     except Stopped as stop:
         name = signal.Signals(stop.signal_number).name
-        print(f"{program}: stopped by {name} after step {stop.step} and saved; go on with: {again}", file=sys.stderr)
+        if processes.first():
+            how = f"stopped by {name} after step {stop.step} and saved"
+            print(f"{program}: {how}; go on with: {again}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
     except OSError as error:
-        raise RunError(f"{reason(error)}; {kept(checkpoints.steps())}. Mend it, then go on with: {again}") from error
+        raise processes.LocalError(
+            f"{reason(error)}; {kept(checkpoints.steps())}. Mend it, then go on with: {again}"
+        ) from error
     show(folder, console, result)
+
+
+def check_same(config: Any, options: Options) -> None:
+    """Raises ConfigError where the processes were given different values."""
+    own = {"coordinator", "process"}
+    given = to_json(config) | {key: value for key, value in to_json(options).items() if key not in own}
+    first, *others = processes.each(given)
+    for process, other in enumerate(others, 1):
+        if changed := changes(other, first):
+            raise ConfigError(f"process {process} was given other values than the first: {'; '.join(changed)}.")
 
 
 def mesh_of(options: Options, experiment: Experiment, count: int) -> Mesh | None:

@@ -26,6 +26,7 @@ from jaxarch.run.program import Carry, Member, Programs, restart
 from jaxarch.run.protocol import Batch, Experiment, RunError
 
 AHEAD = 2  # dispatches for which batches are made ready in advance
+ASK = 5.0  # seconds after which several processes ask each other for a signal that came to one of them
 
 
 class Plan(NamedTuple):
@@ -217,6 +218,7 @@ class Run:
         self._logged = reached.step, reached.seconds
         self._at_peak = 0.0  # seconds that the machine would take for a step at the least; 0: not known
         self._said: set[str] = set()
+        self._asked, self._ask_at = (reached.step, reached.seconds), reached.step + 1
 
     def train(self, profile: bool = False) -> None:
         """The steps up to `plan.stop`, looking, logging and saving on the way.
@@ -242,8 +244,7 @@ class Run:
                 looks = self._due(self.plan.log_every) or self._due(self.plan.eval_every)
                 if looks:
                     self._look(advance)
-                # To ask the others takes time: they are asked at a look.
-                signal_number = stopped() if looks or processes.alone() else 0
+                signal_number = stopped() if looks or self._asks() else 0
                 if self._due(self.plan.checkpoint_every) or self.step == self.plan.stop or signal_number:
                     self.save()
                 if signal_number and self.step < self.plan.steps:
@@ -251,6 +252,18 @@ class Run:
             if self.step == self.plan.steps and not self.last:  # killed before it could say its result
                 self._evaluate()
         profiler.close(self.carry, self.console)
+
+    def _asks(self) -> bool:
+        """Whether a signal is asked for now. Several processes wait for each other then: every few seconds."""
+        if processes.alone():
+            return True
+        if self.step < self._ask_at:
+            return False
+        steps, seconds = self.step - self._asked[0], self.clock.seconds() - self._asked[1]
+        pace = steps * ASK / seconds if seconds > 0 else 0.0
+        self._asked = self.step, self.clock.seconds()
+        self._ask_at = self.step + max(1, processes.largest(int(min(pace, 2.0**30))))
+        return True
 
     def _say_notes(self) -> None:
         """What the compiler and the loop chose, when they have chosen it."""
@@ -335,19 +348,20 @@ def devices(carry: Carry) -> int:
 def report(programs: Programs, state: PyTree, step: int, folder: Path) -> Values:
     """Calls the experiment's report, if it has one, for each member, into `samples/<step>/`; its metrics.
 
-    Of several processes the first calls it, and all are told the metrics.
+    Of several processes the first calls it, and all are told the metrics. Raises RunError where it cannot write.
     """
     if programs.experiment.report is None:
         return {}
     state, keys = programs.whole(state), programs.report_keys(step)
     collected: list[Values] = []
-    for number in range(len(programs.members) if processes.first() else 0):
-        place = folder / "samples" / f"{step:07d}"
-        if not programs.solo:
-            place /= f"member-{number}"
-        place.mkdir(parents=True, exist_ok=True)
-        key = keys if programs.solo else keys[number]
-        collected.append(divide(programs.experiment.report(programs.member(state, number), key, place)))
+    with processes.agreed():
+        for number in range(len(programs.members) if processes.first() else 0):
+            place = folder / "samples" / f"{step:07d}"
+            if not programs.solo:
+                place /= f"member-{number}"
+            place.mkdir(parents=True, exist_ok=True)
+            key = keys if programs.solo else keys[number]
+            collected.append(divide(programs.experiment.report(programs.member(state, number), key, place)))
     names = list(dict.fromkeys(name for values in collected for name in values))
     found = {name: [float(values.get(name, [math.nan])[0]) for values in collected] for name in names}
     return {name: np.array(values) for name, values in processes.said(found).items()}

@@ -99,7 +99,7 @@ def test_dispatches_cover_every_step_once_and_stop_at_every_look(start, length, 
 
 def test_the_feed_gives_step_t_its_own_examples():
     experiment = line.experiment(line.Config(batch_size=5))
-    fed = list(feed(experiment, iter([(0, 1), (1, 3), (4, 2)])))
+    fed = list(feed(Programs(experiment, [Member(0, {})]), iter([(0, 1), (1, 3), (4, 2)])))
     x = np.concatenate([batch[0].reshape(-1, 3) for _, _, batch in fed])
     expected = np.stack([experiment.data[i][0] for i in range(6 * 5)])
     np.testing.assert_array_equal(x, expected)
@@ -113,7 +113,7 @@ def test_a_broken_example_reaches_the_caller():
 
     experiment = line.experiment(line.Config())._replace(data=Broken())
     with pytest.raises(OSError, match="unreadable"):
-        list(feed(experiment, iter([(0, 1)])))
+        list(feed(Programs(experiment, [Member(0, {})]), iter([(0, 1)])))
 
 
 # A step of `line` multiplies [4, 3] by [3], and once more for the gradient of the weights.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 from jaxarch.rl.agent import Agent
 from jaxarch.rl.collecting import advance, begin, collect
 from jaxarch.rl.environments import LONGEST, Environment
+from jaxarch.rl.layout import LAYOUT
 from jaxarch.run import ConfigError, Experiment, Hypers, Index, Metrics
 
 EPISODES = 32  # of an evaluation, by each policy
@@ -94,7 +95,7 @@ def make_experiment(
         return replace(state, learner=learner, world=world), {**seen, **learned}
 
     weights, newest_only = (tuple(f"learner.{name}" for name in names) for names in (agent.weights, agent.newest_only))
-    fields = {"monitor": "-eval/return", "weights": weights, "newest_only": newest_only, **others}
+    fields = {"layout": LAYOUT, "monitor": "-eval/return", "weights": weights, "newest_only": newest_only, **others}
     evaluate = Evaluation(environment, agent, episodes, measure)
     return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
 

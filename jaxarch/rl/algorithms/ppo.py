@@ -22,11 +22,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from jaxarch.rl.actor_critic import actor_critic, chosen, noise_of
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.environments import Environment
+from jaxarch.rl.layout import grouped, shuffled
 from jaxarch.rl.moments import normalized, nothing_seen, updated
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.returns import generalized_advantages
 from jaxarch.rl.successors import successor_values
 from jaxarch.run import ConfigError, Index, Metrics, backend, check_least, check_not_negative
+from jaxarch.run.mesh import size_of
 
 AT_ONCE = 2048  # steps whose gradient is computed at once: the features of more do not fit a core's cache
 
@@ -64,6 +66,8 @@ class PPOConfig:
     """passes over each rollout"""
     minibatches: int = 4
     """updates a pass"""
+    groups: int = 1
+    """of environments, within which steps are shuffled: as many devices share the work and send gradients alone"""
     max_norm: float = 0.5
     """global norm to which gradients are clipped (0: they are not)"""
     normalize_observations: bool = False
@@ -75,7 +79,7 @@ class PPOConfig:
     model: NetworkConfig = NetworkConfig()
 
     def __post_init__(self) -> None:
-        check_least(self, ("epochs", "minibatches"), 1, "agent.")
+        check_least(self, ("epochs", "minibatches", "groups"), 1, "agent.")
         check_not_negative(self, ("max_norm",), "agent.")
 
     @property
@@ -117,10 +121,12 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
     Raises ConfigError where a rollout is not so many minibatches.
     """
     steps = envs * length
-    if steps % config.minibatches:
+    if envs % config.groups:
+        raise ConfigError(f"--agent.groups {config.groups} does not divide --envs {envs}.")
+    if steps // config.groups % config.minibatches:
         raise ConfigError(
             f"--agent.minibatches {config.minibatches} does not divide the {steps} steps of a rollout "
-            f"(--envs {envs} times --length {length})."
+            f"(--envs {envs} times --length {length}{', in each of the --agent.groups' if config.groups > 1 else ''})."
         )
     network = actor_critic(environment, config.model, config.networks == "shared", "ppo")
     clipped = optax.clip_by_global_norm(config.max_norm) if config.max_norm else optax.identity()
@@ -168,7 +174,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
             advantages,
             advantages + values,
         )
-        return jax.tree.map(lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), batch)
+        return grouped(batch, config.groups)
 
     def loss(params: PyTree, batch: Batch, hypers: Hypers) -> tuple[Array, Metrics]:
         """The clipped objective, the value's loss and the entropy (eq. 9)."""
@@ -199,7 +205,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
         advantage = batch.advantage
         batch = batch._replace(advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8))
         of = jax.grad(loss, has_aux=True)
-        if len(advantage) <= AT_ONCE or len(advantage) % AT_ONCE:
+        if len(advantage) <= AT_ONCE or len(advantage) % AT_ONCE or size_of("data") > 1:
             return of(params, batch, hypers)
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, AT_ONCE, *leaf.shape[1:]), batch)
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(lambda part: of(params, part, hypers), parts))
@@ -219,11 +225,10 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
 
         def epoch(carry: tuple[PyTree, PyTree], order: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
             # Shuffled at once, since XLA:CPU spreads each gather over the cores, at a price.
-            split = (config.minibatches, -1)
-            shuffled = jax.tree.map(lambda leaf: leaf[order].reshape(*split, *leaf.shape[1:]), batch)
-            return jax.lax.scan(update, carry, shuffled)
+            return jax.lax.scan(update, carry, shuffled(batch, order, config.minibatches))
 
-        orders = permutations(key, config.epochs, steps)
+        orders = permutations(key, config.epochs * config.groups, steps // config.groups)
+        orders = orders.reshape(config.epochs, config.groups, -1)
         (params, opt), metrics = jax.lax.scan(epoch, (learner.params, learner.opt), orders)
         learner = replace(learner, params=params, opt=opt)
         if config.normalize_observations:

@@ -22,6 +22,7 @@ from jaxarch.convolution import convolve
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.algorithms.ppo import permutations
 from jaxarch.rl.environments import Environment, actions_of, observation_shape
+from jaxarch.rl.layout import grouped, shuffled
 from jaxarch.rl.networks import ACTIVATIONS, NetworkConfig, orthogonal
 from jaxarch.rl.returns import lambda_returns
 from jaxarch.run import ConfigError, Index, Metrics, check_least, check_not_negative
@@ -57,6 +58,8 @@ class PQNConfig:
     """passes over each rollout"""
     minibatches: int = 16
     """updates a pass"""
+    groups: int = 1
+    """of environments, within which steps are shuffled: as many devices share the work and send gradients alone"""
     max_norm: float = 10.0
     """global norm to which gradients are clipped (0: they are not)"""
     normalized: bool = True
@@ -64,7 +67,7 @@ class PQNConfig:
     model: NetworkConfig = NetworkConfig(width=128, activation="relu")
 
     def __post_init__(self) -> None:
-        check_least(self, ("epochs", "minibatches", "epsilon_steps"), 1, "agent.")
+        check_least(self, ("epochs", "minibatches", "groups", "epsilon_steps"), 1, "agent.")
         check_not_negative(self, ("max_norm",), "agent.")
 
     @property
@@ -117,7 +120,9 @@ def make_agent(environment: Environment, config: PQNConfig, envs: int, length: i
     Raises ConfigError where a rollout is not so many minibatches.
     """
     steps = envs * length
-    if steps % config.minibatches:
+    if envs % config.groups:
+        raise ConfigError(f"--agent.groups {config.groups} does not divide --envs {envs}.")
+    if steps // config.groups % config.minibatches:
         raise ConfigError(
             f"--agent.minibatches {config.minibatches} does not divide the {steps} steps of a rollout "
             f"(--envs {envs} times --length {length})."
@@ -164,21 +169,22 @@ def make_agent(environment: Environment, config: PQNConfig, envs: int, length: i
             rollout.ended,
             hypers.q_lambda,
         )
-        batch = jax.tree.map(
-            lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), (rollout.observation, rollout.action, targets)
-        )
+        batch = grouped((rollout.observation, rollout.action, targets), config.groups)
         rate = hypers.learning_rate * (1 - index / iterations if config.anneal else 1.0)
 
-        def update(carry: tuple[PyTree, PyTree], rows: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        def update(carry: tuple[PyTree, PyTree], few: tuple) -> tuple[tuple[PyTree, PyTree], Metrics]:
             params, opt = carry
-            few = jax.tree.map(lambda leaf: leaf[rows], batch)
             (value, error), grads = jax.value_and_grad(loss, has_aux=True)(params, few)
             updates, opt = direction.update(grads, opt)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
             return (params, opt), {"train/value_loss": value, "train/td_error": error}
 
-        orders = permutations(key, config.epochs, steps).reshape(config.epochs * config.minibatches, -1)
-        (params, opt), metrics = jax.lax.scan(update, (learner.params, learner.opt), orders)
+        def epoch(carry: tuple[PyTree, PyTree], order: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            return jax.lax.scan(update, carry, shuffled(batch, order, config.minibatches))
+
+        orders = permutations(key, config.epochs * config.groups, steps // config.groups)
+        orders = orders.reshape(config.epochs, config.groups, -1)
+        (params, opt), metrics = jax.lax.scan(epoch, (learner.params, learner.opt), orders)
         metrics = jax.tree.map(jnp.mean, metrics)
         metrics["train/epsilon"] = epsilon_at(index, hypers.epsilon)
         return replace(learner, params=params, opt=opt), metrics

@@ -477,8 +477,9 @@ def _run(
     try:
         running.train(options.profile)
         seconds, speed = running.clock.seconds(), running.speed()
-        if processes.first():
-            draw(log.path, folder / "curves.png")
+        with processes.agreed():
+            if processes.first():
+                draw(log.path, folder / "curves.png")
         if running.step < schedule.steps:
             console.line(f"stopped after step {running.step} as asked; go on with: {again}")
             return
@@ -491,8 +492,9 @@ def _run(
             "parameters": parameters,
             "devices": len(jax.devices()),
         }
-        if processes.first():
-            write_json(folder / "result.json", result)
+        with processes.agreed():
+            if processes.first():
+                write_json(folder / "result.json", result)
     except Stopped as stop:
         name = signal.Signals(stop.signal_number).name
         if processes.first():

@@ -104,6 +104,34 @@ def test_an_error_of_one_ends_all_with_one_line_of_the_first(second, code, line,
     assert not (tmp_path / "network").exists()
 
 
+TELLING = """
+import sys
+import jax
+from jaxarch.run import processes
+processes.join(sys.argv[3], 2, int(sys.argv[7]))
+number = jax.process_index()
+assert processes.each([number, "x" * 2000 * number]) == [[0, ""], [1, "x" * 2000]]
+assert processes.said("first" if number == 0 else "second") == "first"
+assert processes.largest(3 - number) == 3 and processes.largest(number) == 1
+assert list(processes.share("abcde")) == (list("ace") if number == 0 else list("bd"))
+for kind, wanted in ((OSError(28, "No space"), processes.RunError), (processes.ConfigError("No space"),) * 2):
+    try:
+        with processes.agreed():
+            if number == 1:
+                raise kind
+    except Exception as error:
+        assert isinstance(error, wanted if isinstance(wanted, type) else type(wanted))
+        assert str(error) == "process 1: No space"
+    else:
+        raise SystemExit("it was not told")
+"""
+
+
+def test_what_one_gives_all_are_told():
+    ended = several(prefix=("-c", TELLING))
+    assert [process.code for process in ended] == [0, 0], ended
+
+
 def alone(*arguments: object, patience: int = 300) -> subprocess.CompletedProcess:
     """One process that waits so many seconds for the others."""
     module, name = MODULE.rsplit(".", 1)

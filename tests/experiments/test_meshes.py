@@ -1,0 +1,77 @@
+"""Every experiment on the meshes that it can use: the curves of one device, in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxarch.gan import training as gan_training
+from jaxarch.transformer import training as transformer_training
+from tests.run.spread import assert_same_curve, curve
+
+SMALL = {"layers": 2, "heads": 4, "dim": 32}
+MIXED = "data=2,fsdp=2,tensor=2"
+# What is changed in each one's configuration, how many steps it takes, and the meshes.
+TRIED: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
+    "gpt": (
+        {"length": 16, "eval_tokens": 200, "model": {**SMALL, "dropout": 0.1}, "optim": {"accumulate": 2, "ema": 0.9}},
+        20,
+        ("data=8", "fsdp=8", "fsdp=2,tensor=2,context=2"),
+    ),
+    "masked_lm": ({"length": 32, "model": SMALL}, 20, ("data=8", MIXED, "context=4")),
+    "translation": ({"model": SMALL}, 20, ("data=8", MIXED)),
+    "vit": ({"model": SMALL}, 20, ("data=8", MIXED)),
+    "dcgan": ({"model": {"features": 8}}, 10, ("data=8", "fsdp=4")),
+    "conditional_gan": ({"model": {"features": 8}}, 5, ("data=8", "fsdp=4")),
+    "gan_toy": ({}, 20, ("data=8", "fsdp=4")),
+    "pix2pix": ({}, 3, ("data=8",)),
+    "ppo": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"groups": 8}}, 20, ("data=4", "data=8")),
+    "a2c": ({"envs": 8, "episodes": 4}, 20, ("data=8",)),
+    "reinforce": ({"envs": 8, "length": 64, "episodes": 4}, 20, ("data=8",)),
+    "pqn": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"groups": 8, "minibatches": 4}}, 20, ("data=8",)),
+    "dqn": ({"envs": 8, "episodes": 4, "agent": {"starts": 32, "replay": 512, "batch_size": 16}}, 20, ("data=8",)),
+    "iqn": ({"envs": 8, "episodes": 4, "agent": {"starts": 32, "replay": 512, "batch_size": 16}}, 20, ("data=8",)),
+    "sac": ({"envs": 8, "episodes": 4, "agent": {"starts": 32, "replay": 512, "batch_size": 16}}, 20, ("data=8",)),
+    "td3": ({"envs": 8, "episodes": 4, "agent": {"starts": 32, "replay": 512, "batch_size": 16}}, 20, ("data=8",)),
+}
+QUICK = ("gpt", "dcgan", "ppo")
+
+
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    inner = {
+        name: changed(getattr(config, name), value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    return dataclasses.replace(config, **inner)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TRIED]
+)
+def test_a_mesh_changes_nothing(name, monkeypatch):
+    monkeypatch.setitem(transformer_training.PRECISIONS, "f32", jnp.float64)
+    monkeypatch.setitem(gan_training.PRECISIONS, "f32", jnp.float64)
+    values, steps, meshes = TRIED[name]
+    batch = {} if "envs" in values else {"batch_size": 16}
+    with jax.enable_x64(True):
+        module = importlib.import_module(f"experiments.{name}")
+        config = changed(module.Config(), {**values, **batch})
+        alone = curve(module.experiment(config), "", steps)
+        for mesh in meshes:
+            assert_same_curve(curve(module.experiment(config), mesh, steps), alone, 1e-9)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.slow
+def test_a_transformer_in_float32():
+    module = importlib.import_module("experiments.gpt")
+    config = changed(module.Config(), {**TRIED["gpt"][0], "batch_size": 16})
+    alone = curve(module.experiment(config), "", 20)
+    for mesh in ("data=8", MIXED, "context=4"):
+        assert_same_curve(curve(module.experiment(config), mesh, 20), alone, 1e-5)

@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxarch.run import backend
+from jaxarch.run import backend, processes
 from jaxarch.run import mesh as meshes
 from jaxarch.run.operations import counted
 from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State, field_of
@@ -242,6 +242,8 @@ class Programs:
                 traced = jax.jit(function, donate_argnums=donate, **spread).trace(*arguments)
             compiled, options = backend.compiled(traced)
             self._compiled[name] = compiled
+            # On CPU a program that begins to speak with the others waits for them half a minute alone.
+            processes.largest(0)
             memory = compiled.memory_analysis()
             if memory and backend.make_room(memory.temp_size_in_bytes):
                 self.notes.add(f"{memory.temp_size_in_bytes / 1e9:.1f} GB of temporaries are given back at each call")

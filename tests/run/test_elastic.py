@@ -14,7 +14,7 @@ from jaxarch.run.metrics import divide
 from jaxarch.run.program import Carry, Programs, members
 from jaxarch.transformer.generate import main as generate_main
 from tests.run.running import arrays, log, run
-from tests.run.several import MESH, Several, several
+from tests.run.several import MESH, several
 from tests.run.sketches import network
 
 OFTEN = ("--eval-every", 4, "--checkpoint-every", 4)
@@ -42,10 +42,10 @@ def cut(folder, name):
 
 @pytest.mark.devices(8)
 def test_saved_on_some_devices_gone_on_with_on_others(tmp_path):
-    pair = Several("--name", "a", "--runs", tmp_path / "2x4", *MESH, *OFTEN)
+    ended = several("--name", "a", "--runs", tmp_path / "2x4", *MESH, *OFTEN)
+    assert [process.code for process in ended] == [0, 0], ended
     eight = run(network, tmp_path / "1x8", *MESH, *OFTEN)
     one = run(network, tmp_path / "1", *OFTEN)
-    assert [process.code for process in pair.ended()] == [0, 0]
     two = tmp_path / "2x4" / "network" / "a"
     assert_close(two, eight)  # not bit for bit: between processes sums are in another order
     assert_close(eight, one)

@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxarch.attention.blocks import BLOCK
+from jaxarch.attention.choice import BLOCKS_LENGTH
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.run.collectives import ring_bytes
 from jaxarch.run.machines import Machine
@@ -186,8 +188,13 @@ def layer_flops(model: Model, job: Job) -> float:
     return forward_flops(model, job) - 2 * job.batch * job.length * model.dim * model.vocab
 
 
-def memory(model: Model, job: Job, mesh: Mesh) -> Memory:
-    """The optimiser is Adam. Attention keeps no logits (it is blockwise), and there is no dropout."""
+def memory(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> Memory:
+    """The optimiser is Adam. Attention keeps no logits (it is blockwise), and there is no dropout.
+
+    cpu: what XLA:CPU holds of this project's step at its fullest moment, in float32, its layers scanned.
+    """
+    if cpu:
+        return _on_cpu(model, job, mesh)
     m, here = model, tokens(job, mesh)
     stored = job.stored * (m.matrices / mesh.tensor + m.scales) / mesh.fsdp
     # Of a token in a layer: both norms' inputs and outputs; queries, keys, values and what attention gives; the
@@ -201,6 +208,35 @@ def memory(model: Model, job: Job, mesh: Mesh) -> Memory:
     held = largest / mesh.tensor if job.remat == "full" else m.matrices / mesh.tensor + m.scales
     gathered = job.compute * held if mesh.fsdp > 1 or job.compute != job.stored else 0.0
     return Memory(stored, stored, MOMENTS * stored, kept, logits, gathered)
+
+
+def _on_cpu(model: Model, job: Job, mesh: Mesh) -> Memory:
+    """The fullest of three moments: the read-out's backward pass, the last layer's, and the optimiser's."""
+    m, here = model, tokens(job, mesh)
+    stored = 4 * (m.matrices / mesh.tensor + m.scales) / mesh.fsdp
+    table, layers = 4 * m.vocab * m.dim / mesh.tensor, 4 * (m.matrices - m.tables) / mesh.tensor
+    # Of a token in a layer: of each norm three arrays, its output, which products take, and two numbers; queries,
+    # keys, values and what attention gives, the latter twice; of the hidden layer its output and the derivative, or of
+    # a gate four arrays more; attention's sums and, of a short sequence, its weights under the mask.
+    kept_weights = mesh.context == 1 and job.length <= BLOCKS_LENGTH
+    weights = m.heads * (1 + (job.length + BLOCK) / 2 if kept_weights else 1)
+    cut = m.heads * m.head_dim + 2 * m.head_dim * (m.heads + m.kv_heads) + (6 if m.gated else 2) * m.hidden + weights
+    layer = 4 * here * (8 * m.dim + 4 + cut / mesh.tensor)
+    again = job.remat == "full"
+    kept = m.layers * (4 * here * m.dim if again else layer)
+    logits = 2 * 4 * here * m.vocab / mesh.tensor  # their exponentials, then their gradients
+    tables = (m.tables // (m.vocab * m.dim)) * table if mesh.fsdp > 1 else 0.0
+    held = tables + (layers / m.layers if again else layers) * (mesh.fsdp > 1)
+    # The gradients of all layers have their place from the first on; the read-out's is made first, by a turned table.
+    norm = 4 * here * 5 * m.dim  # the last one's arrays, its output, and the gradient of it
+    behind = 4 * here * ((3 if m.gated else 1) * m.hidden / mesh.tensor + (5 if m.gated else 4) * m.dim)  # gradients
+    own = layers / mesh.fsdp + table
+    moments = (
+        Memory(stored, own, MOMENTS * stored, kept + norm, logits, held + table),
+        Memory(stored, own, MOMENTS * stored, kept + (layer if again else 0.0) + behind, 0.0, held),
+        Memory(stored, 2 * stored, MOMENTS * stored, 0.0, 0.0, 0.0),  # summed, then divided by the tokens
+    )
+    return max(moments, key=lambda moment: moment.total)
 
 
 def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Transfer]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from jax.sharding import AbstractMesh
 
-from benchmarks.plan import compiled
+from benchmarks.plan import compiled, named, sent
 from benchmarks.planning import Job, Mesh, Model, transfers
-from jaxarch.run.collectives import axes, collectives
 from jaxarch.run.explain import held
 from jaxarch.run.mesh import ruled
 from jaxarch.transformer.layout import LAYOUT
@@ -17,29 +16,10 @@ SWIGLU = Model(layers=2, dim=128, heads=4, kv_heads=4, head_dim=32, hidden=384, 
 JOB = Job(length=64, batch=16, compute=4)
 
 
-def sent(text, mesh):
-    """Bytes by kind and axes; single numbers (losses, norms, clipping) aside."""
-    sums: dict[tuple, float] = {}
-    shape = {name: size for name, size in mesh._asdict().items() if size > 1}
-    for one in collectives(text):
-        one = one._replace(operands=tuple(operand for operand in one.operands if operand[1] > 4))
-        # Between two devices zigzag leaves some halves where they are, as a permutation along no axis.
-        key = one.kind, axes(one, shape) or ("context",)
-        sums[key] = sums.get(key, 0) + one.times * one.bytes
-    return {key: bytes_ for key, bytes_ in sums.items() if bytes_}
-
-
-def named(model, job, mesh):
-    sums: dict[tuple, float] = {}
-    for each in transfers(model, job, mesh, cpu=True):
-        sums[each.kind, each.axes] = sums.get((each.kind, each.axes), 0) + each.bytes * each.times
-    return sums
-
-
 def check_sent(model, job, mesh):
     """All that is sent has a name, and is as many bytes; in a compiled program of `model`, which is returned."""
     programs, step = compiled(model, job, mesh)
-    found, wanted = sent(step.as_text(), mesh), named(model, job, mesh)
+    found, wanted = sent(step.as_text(), mesh), named(transfers(model, job, mesh, cpu=True))
     assert found.keys() == wanted.keys()
     assert found == pytest.approx(wanted, rel=0.05)
     return programs, step

@@ -46,13 +46,20 @@ def write(output: Path, name: str, records: list[dict[str, Any]], fits: list[dic
 
 
 class Peer:
-    """A worker of `benchmarks/peers.py`, kept warm between measurements; `measure` is one of them."""
+    """A worker of `benchmarks/peers.py`, kept warm between measurements; `measure` is one of them.
+
+    said: what it says of itself before the first one.
+    """
 
     def __init__(self, python: Path | None, *arguments: object):
         script = Path(__file__).with_name("peers.py")
-        command = [str(python or sys.executable), str(script), *map(str, arguments)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.description = self._answer()["description"]
+        self.start([str(python or sys.executable), str(script), *map(str, arguments)])
+
+    def start(self, command: list[str], environment: dict[str, str] | None = None) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.said = self._answer()
+        self.description = self.said["description"]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxarch.attention.blocks import BLOCK
+from jaxarch.attention.choice import BLOCKS_LENGTH
 from jaxarch.attention.cost import flops, projection_flops, visible_pairs
 from jaxarch.run.collectives import ring_bytes
 from jaxarch.run.machines import Machine
@@ -186,8 +188,13 @@ def layer_flops(model: Model, job: Job) -> float:
     return forward_flops(model, job) - 2 * job.batch * job.length * model.dim * model.vocab
 
 
-def memory(model: Model, job: Job, mesh: Mesh) -> Memory:
-    """The optimiser is Adam. Attention keeps no logits (it is blockwise), and there is no dropout."""
+def memory(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> Memory:
+    """The optimiser is Adam. Attention keeps no logits (it is blockwise), and there is no dropout.
+
+    cpu: what XLA:CPU holds of this project's step at its fullest moment, in float32, its layers scanned.
+    """
+    if cpu:
+        return _on_cpu(model, job, mesh)
     m, here = model, tokens(job, mesh)
     stored = job.stored * (m.matrices / mesh.tensor + m.scales) / mesh.fsdp
     # Of a token in a layer: both norms' inputs and outputs; queries, keys, values and what attention gives; the
@@ -203,7 +210,36 @@ def memory(model: Model, job: Job, mesh: Mesh) -> Memory:
     return Memory(stored, stored, MOMENTS * stored, kept, logits, gathered)
 
 
-def transfers(model: Model, job: Job, mesh: Mesh) -> list[Transfer]:
+def _on_cpu(model: Model, job: Job, mesh: Mesh) -> Memory:
+    """The fullest of three moments: the read-out's backward pass, the last layer's, and the optimiser's."""
+    m, here = model, tokens(job, mesh)
+    stored = 4 * (m.matrices / mesh.tensor + m.scales) / mesh.fsdp
+    table, layers = 4 * m.vocab * m.dim / mesh.tensor, 4 * (m.matrices - m.tables) / mesh.tensor
+    # Of a token in a layer: of each norm three arrays, its output, which products take, and two numbers; queries,
+    # keys, values and what attention gives, the latter twice; of the hidden layer its output and the derivative, or of
+    # a gate four arrays more; attention's sums and, of a short sequence, its weights under the mask.
+    kept_weights = mesh.context == 1 and job.length <= BLOCKS_LENGTH
+    weights = m.heads * (1 + (job.length + BLOCK) / 2 if kept_weights else 1)
+    cut = m.heads * m.head_dim + 2 * m.head_dim * (m.heads + m.kv_heads) + (6 if m.gated else 2) * m.hidden + weights
+    layer = 4 * here * (8 * m.dim + 4 + cut / mesh.tensor)
+    again = job.remat == "full"
+    kept = m.layers * (4 * here * m.dim if again else layer)
+    logits = 2 * 4 * here * m.vocab / mesh.tensor  # their exponentials, then their gradients
+    tables = (m.tables // (m.vocab * m.dim)) * table if mesh.fsdp > 1 else 0.0
+    held = tables + (layers / m.layers if again else layers) * (mesh.fsdp > 1)
+    # The gradients of all layers have their place from the first on; the read-out's is made first, by a turned table.
+    norm = 4 * here * 5 * m.dim  # the last one's arrays, its output, and the gradient of it
+    behind = 4 * here * ((3 if m.gated else 1) * m.hidden / mesh.tensor + (5 if m.gated else 4) * m.dim)  # gradients
+    own = layers / mesh.fsdp + table
+    moments = (
+        Memory(stored, own, MOMENTS * stored, kept + norm, logits, held + table),
+        Memory(stored, own, MOMENTS * stored, kept + (layer if again else 0.0) + behind, 0.0, held),
+        Memory(stored, 2 * stored, MOMENTS * stored, 0.0, 0.0, 0.0),  # summed, then divided by the tokens
+    )
+    return max(moments, key=lambda moment: moment.total)
+
+
+def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Transfer]:
     """All that a step sends, sums of single numbers (losses, norms) aside.
 
     fsdp: the parameters for the forward pass, those of the layers again where they are recomputed, and the gradients,
@@ -211,28 +247,45 @@ def transfers(model: Model, job: Job, mesh: Mesh) -> list[Transfer]:
     data, context: the gradients, added.
     tensor: a sum of activations behind attention and behind the feed-forward layer, and of their gradients before
     each; where a layer is recomputed, attention's again (what the layer gives is not needed). One behind the table and
-    one before the read-out.
+    one before the read-out; of a token's logits the largest, the sum and the target's.
     context: keys and values go round in the forward pass (twice where it is recomputed), and in the backward pass
     together with their gradients in float32; zigzag deals queries, keys and values and collects what attention gives.
+
+    cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32, gathers parameters as they are
+    stored, and has no reduce-scatter: gradients are added whole, a tied table's twice (as it was read and as it reads
+    out), and once more along `context`. The gradients that queries, keys and values (up and gate) have of their input
+    are added over devices before they are added to one another. Scales are too small to be cut.
     """
     m, here, passes = model, tokens(job, mesh), 2 if job.remat == "full" else 1
     uncut = m.matrices / mesh.tensor + m.scales
-    layers = (m.matrices - m.tables) / mesh.tensor + m.scales - m.dim
-    activation = here * m.dim * job.compute
+    tables, width = m.tables / mesh.tensor, 4 if cpu else job.compute
     keys = here * 2 * m.kv_heads * m.head_dim / mesh.tensor
-    dealt = here * 2 * m.head_dim * (m.heads + m.kv_heads) / mesh.tensor * job.compute
-    summed = job.stored * uncut / mesh.fsdp
+    dealt = here * 2 * m.head_dim * (m.heads + m.kv_heads) / mesh.tensor
     rounds = m.layers * mesh.context
+    before = 3 + (2 if m.gated else 1) if cpu else 2
     every = [
-        Transfer("layers", "all-gather", ("fsdp",), job.compute * layers, passes),
-        Transfer("tables", "all-gather", ("fsdp",), job.compute * (uncut - layers), 1),
-        Transfer("gradients", "reduce-scatter", ("fsdp",), job.stored * uncut, 1),
-        Transfer("gradients", "all-reduce", ("data", "context"), summed, 1),
-        Transfer("activations", "all-reduce", ("tensor",), activation, m.layers * (3 + passes) + 2),
-        Transfer("keys and values", "collective-permute", ("context",), keys * job.compute, rounds * (passes + 1)),
-        Transfer("their gradients", "collective-permute", ("context",), keys * 4, rounds),
-        Transfer("zigzag", "collective-permute", ("context",), dealt, m.layers * (passes + 1)),
+        Transfer("activations", "all-reduce", ("tensor",), width * here * m.dim, m.layers * (1 + passes + before) + 2),
+        Transfer("targets' logits and their sums", "all-reduce", ("tensor",), 4 * here, 3),
+        Transfer("keys and values", "collective-permute", ("context",), width * keys, rounds * (passes + 1)),
+        Transfer("their gradients", "collective-permute", ("context",), 4 * keys, rounds),
+        Transfer("zigzag", "collective-permute", ("context",), width * dealt, m.layers * (passes + 1)),
     ]
+    if cpu:
+        added = 4 * (uncut + (tables if m.tied else 0))
+        every += [
+            Transfer("layers", "all-gather", ("fsdp",), job.stored * (m.matrices - m.tables) / mesh.tensor, passes),
+            Transfer("tables", "all-gather", ("fsdp",), job.stored * tables, 1),
+            Transfer("gradients", "all-reduce", ("data", "fsdp"), added, 1),
+            Transfer("gradients", "all-reduce", ("context",), added, 1),
+        ]
+    else:
+        layers, summed = uncut - tables - m.dim, job.stored * uncut / mesh.fsdp
+        every += [
+            Transfer("layers", "all-gather", ("fsdp",), job.compute * layers, passes),
+            Transfer("tables", "all-gather", ("fsdp",), job.compute * (uncut - layers), 1),
+            Transfer("gradients", "reduce-scatter", ("fsdp",), job.stored * uncut, 1),
+            Transfer("gradients", "all-reduce", ("data", "context"), summed, 1),
+        ]
     there = [each._replace(axes=tuple(axis for axis in each.axes if getattr(mesh, axis) > 1)) for each in every]
     return [each for each in there if each.axes]
 

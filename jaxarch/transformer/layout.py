@@ -17,7 +17,7 @@ LAYOUT = Layout(
     state=(
         (r"(query|key|value|up|gate)\.kernel$", (..., None, "tensor")),
         (r"(query|key|value|up|gate)\.bias$", (..., "tensor")),
-        (r"(out|down)\.kernel$", (..., "tensor", None)),
+        (r"\.(out|down)\.kernel$", (..., "tensor", None)),
         (r"(^|\.)embedding\.embedding$", ("tensor?", None)),
         (r"readout\.kernel$", (None, "tensor?")),
     ),

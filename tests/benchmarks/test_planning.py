@@ -91,8 +91,9 @@ def test_bytes_on_the_wire():
     assert wire(Mesh(fsdp=4)) == {("fsdp",): 3 / 4 * (2 + 4) * 1704}
     assert wire(Mesh(fsdp=4), remat="full") == {("fsdp",): 3 / 4 * ((2 + 4) * 1704 + 2 * 2 * 592)}
     # Megatron: four sums a layer of [128, 8] in bfloat16 and two at the ends; one more a layer where it is recomputed.
-    assert wire(Mesh(tensor=2)) == {("tensor",): 2 / 2 * (2 * 4 + 2) * 128 * 8 * 2}
-    assert wire(Mesh(tensor=2), remat="full") == {("tensor",): 2 / 2 * (2 * 5 + 2) * 128 * 8 * 2}
+    # Of 128 tokens the target's logit, the largest and the sum.
+    assert wire(Mesh(tensor=2)) == {("tensor",): 2 / 2 * ((2 * 4 + 2) * 128 * 8 * 2 + 3 * 128 * 4)}
+    assert wire(Mesh(tensor=2), remat="full") == {("tensor",): 2 / 2 * ((2 * 5 + 2) * 128 * 8 * 2 + 3 * 128 * 4)}
     # A ring: keys and values of 64 tokens, 2 x 2 x 2 numbers each, two turns forward and two backward, then with
     # gradients in float32; zigzag: 8 + 4 + 4 + 8 numbers each way; and the gradients' sum.
     keys, dealt = 64 * 8, 64 * 24
@@ -105,7 +106,7 @@ def test_bytes_on_the_wire():
     assert wire(Mesh(2, 2, 2, 2)) == {
         ("fsdp",): 1 / 2 * (2 + 4) * uncut,
         ("data", "context"): 2 * 3 / 4 * 4 * uncut / 2,
-        ("tensor",): (2 * 4 + 2) * 16 * 8 * 2,
+        ("tensor",): (2 * 4 + 2) * 16 * 8 * 2 + 3 * 16 * 4,
         ("context",): 2 * (2 * keys * 2 + 2 * keys * (2 + 4) + 2 * dealt * 2),
     }
     assert wire(Mesh()) == {}

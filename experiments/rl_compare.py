@@ -220,7 +220,8 @@ def draw_profiles(returns: Mapping[str, np.ndarray], config: Config, path: Path)
         played_by = {name: newest(returns, name, environment) for name in config.algorithms}
         known = {name: values for name, values in played_by.items() if values is not None}
         everything = np.concatenate([*known.values(), np.zeros(0 if known else 1)])
-        levels = np.linspace(everything.min(), everything.max(), 101)
+        margin = 0.05 * np.ptp(everything) or 1.0
+        levels = np.linspace(everything.min() - margin, everything.max() + margin, 201)
         for name, values in known.items():
             found = estimate(partial(profile, levels=levels), values[:, None])
             (line,) = axes.plot(levels, found.value, label=name)

@@ -80,7 +80,10 @@ PRESETS = {
         env="Breakout-MinAtar",
         env_steps=10_000_000,
         envs=64,
-        agent=PPOConfig(learning_rate=5e-3, minibatches=8, model=NetworkConfig(activation="relu")),
+        # Behind the first wall of bricks rewards are rare: what leads there is seen by a long horizon alone.
+        agent=PPOConfig(
+            learning_rate=2.5e-3, gamma=0.997, gae_lambda=0.99, minibatches=8, model=NetworkConfig(activation="relu")
+        ),
     ),
 }
 

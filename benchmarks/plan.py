@@ -109,10 +109,11 @@ def subject(model: Model, job: Job, scan: bool = True) -> tuple[Experiment, Toke
     optim = OptimConfig()
     step = make_step(next_token(network), optim, 1000)
     shape = job.batch, job.length
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
+    weights: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
     init = make_init(network, network.inputs(), optim)
     experiment = Experiment(init, step, lambda state, key: {}, batch_size=job.batch, hypers=Hypers(), layout=LAYOUT)
-    return experiment, Tokens(tokens, tokens, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return experiment, Tokens(tokens, tokens, weights)
 
 
 def compiled(model: Model, job: Job, mesh: Mesh, scan: bool = True) -> tuple[Programs, jax.stages.Compiled]:
@@ -149,10 +150,9 @@ def named(every: list[Transfer]) -> dict[tuple[str, tuple[str, ...]], float]:
 def lowered(model: Model, job: Job, mesh: Mesh) -> dict[str, Any]:
     """What the compiled step takes and sends. In a process that has as many devices."""
     programs, step = compiled(model, job, mesh)
-    analysis = step.memory_analysis()
-    found = [
-        {"kind": kind, "axes": along, "bytes": bytes_} for (kind, along), bytes_ in sent(step.as_text(), mesh).items()
-    ]
+    analysis: Any = step.memory_analysis()
+    every = sent(step.as_text() or "", mesh)
+    found = [{"kind": kind, "axes": along, "bytes": bytes_} for (kind, along), bytes_ in every.items()]
     bytes_ = {"arguments": analysis.argument_size_in_bytes, "temporaries": analysis.temp_size_in_bytes}
     return bytes_ | {"sent": found, "seconds": programs.compile_seconds}
 

@@ -52,7 +52,7 @@ VOCAB, LENGTH, PIXELS = 256, 128, 32
 
 
 def gpt(batch: int, precision: str) -> tuple[Experiment, Batch]:
-    config = ModelConfig(4, 8, 256, positions="rotary")
+    config = ModelConfig(2, 8, 256, positions="rotary")
     model = decoder(config, VOCAB, LENGTH, PRECISIONS[precision])
     optim = OptimConfig()
     step = make_step(next_token(model), optim, 10_000)
@@ -144,7 +144,7 @@ def work(family: str, devices: str, axis: str, examples: str, precision: str, st
     backend.prepare()
     programs, batch = made(family, int(examples), precision, {axis: int(devices)})
     measure = stepping(programs, batch, int(steps))
-    sent = totals(collectives(programs.compiled_step(batch).as_text()), wire=True)
+    sent = totals(collectives(programs.compiled_step(batch).as_text() or ""), wire=True)
     at_peak = peaks.seconds_at_peak(programs.operations())
     measure()
     virtual = jax.devices()[0].platform == "cpu"

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxarch.attention.blocks import BLOCK
@@ -251,14 +252,16 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     context: keys and values go round in the forward pass (twice where it is recomputed), and in the backward pass
     together with their gradients in float32; zigzag deals queries, keys and values and collects what attention gives.
 
-    cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32, gathers parameters as they are
-    stored, and has no reduce-scatter: gradients are added whole, a tied table's twice (as it was read and as it reads
-    out), and once more along `context`. The gradients that queries, keys and values (up and gate) have of their input
-    are added over devices before they are added to one another. Scales are too small to be cut.
+    cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32 (and before jax 0.11 permutes in
+    it), gathers parameters as they are stored, and has no reduce-scatter: gradients are added whole, a tied table's
+    twice (as it was read and as it reads out), and once more along `context`. The gradients that queries, keys and
+    values (up and gate) have of their input are added over devices before they are added to one another. Scales are
+    too small to be cut.
     """
     m, here, passes = model, tokens(job, mesh), 2 if job.remat == "full" else 1
     uncut = m.matrices / mesh.tensor + m.scales
     tables, width = m.tables / mesh.tensor, 4 if cpu else job.compute
+    permuted = 4 if cpu and jax.__version_info__ < (0, 11) else job.compute
     keys = here * 2 * m.kv_heads * m.head_dim / mesh.tensor
     dealt = here * 2 * m.head_dim * (m.heads + m.kv_heads) / mesh.tensor
     rounds = m.layers * mesh.context
@@ -266,9 +269,9 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     every = [
         Transfer("activations", "all-reduce", ("tensor",), width * here * m.dim, m.layers * (1 + passes + before) + 2),
         Transfer("targets' logits and their sums", "all-reduce", ("tensor",), 4 * here, 3),
-        Transfer("keys and values", "collective-permute", ("context",), width * keys, rounds * (passes + 1)),
+        Transfer("keys and values", "collective-permute", ("context",), permuted * keys, rounds * (passes + 1)),
         Transfer("their gradients", "collective-permute", ("context",), 4 * keys, rounds),
-        Transfer("zigzag", "collective-permute", ("context",), width * dealt, m.layers * (passes + 1)),
+        Transfer("zigzag", "collective-permute", ("context",), permuted * dealt, m.layers * (passes + 1)),
     ]
     if cpu:
         added = 4 * (uncut + (tables if m.tied else 0))

@@ -65,7 +65,17 @@ class Arguments:
 
 def ours(arguments: Arguments) -> Measure:
     envs, length = arguments.envs, arguments.length
-    config = PPOConfig(RATE, True, GAMMA, LAMBDA, CLIP, True, ENTROPY, VALUE, EPOCHS, MINIBATCHES, MAX_NORM)
+    config = PPOConfig(
+        learning_rate=RATE,
+        gamma=GAMMA,
+        gae_lambda=LAMBDA,
+        clip=CLIP,
+        entropy=ENTROPY,
+        value=VALUE,
+        epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        max_norm=MAX_NORM,
+    )
     environment = make("CartPole-v1")
     agent = make_agent(environment, config, envs, length, iterations(LONG, envs, length))
     experiment = make_experiment(environment, agent, config.hypers, envs, length)

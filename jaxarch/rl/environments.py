@@ -244,8 +244,8 @@ def observation_dtype(environment: Environment) -> jnp.dtype:
     given, space = jax.eval_shape(environment.reset, jax.random.key(0))[0].dtype, environment.observation_space
     if given == jnp.dtype(bool):
         return given
-    whole = not jnp.issubdtype(space.dtype, jnp.floating) or environment.name.endswith("-MinAtar")
-    if isinstance(space, spaces.Box) and whole:
+    grids = environment.name.endswith("-MinAtar")
+    if isinstance(space, spaces.Box) and (grids or not jnp.issubdtype(space.dtype, jnp.floating)):
         low, high = np.min(np.asarray(space.low)), np.max(np.asarray(space.high))
         if low >= 0 and high <= 255:  # not where they were scaled
             return jnp.dtype(bool if high <= 1 else jnp.uint8)

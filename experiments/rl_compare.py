@@ -57,10 +57,11 @@ class Config:
 
 
 class Game(NamedTuple):
-    """An algorithm on an environment. iterations: of its own steps in a part."""
+    """An algorithm on an environment. iterations: of its own steps, in all `parts`."""
 
     experiment: Experiment
     iterations: int
+    parts: int
 
 
 @flax.struct.dataclass
@@ -132,18 +133,18 @@ def found(config: Config) -> list[tuple[str, Game]]:
                     raise
                 print(f"{algorithm} on {environment}: left out; {error}")
                 continue
-            games.append((f"{algorithm}, {environment}", Game(built, max(1, one.steps // config.steps))))
+            games.append((f"{algorithm}, {environment}", Game(built, one.steps, config.steps)))
     return games
 
 
 def played(game: Game, states: Any, part: Index) -> Any:
-    """These states after one more part of the game."""
+    """These states after one more part of the game: all parts are its iterations, as evenly as they can be cut."""
 
     def one(number: Array | int, states: Any) -> Any:
-        index = part * game.iterations + number
-        return jax.vmap(lambda state: game.experiment.step(state, None, index)[0])(states)
+        return jax.vmap(lambda state: game.experiment.step(state, None, jnp.asarray(number))[0])(states)
 
-    return jax.lax.fori_loop(0, game.iterations, one, states)
+    begin, end = (number * game.iterations // game.parts for number in (part, part + 1))
+    return jax.lax.fori_loop(begin, end, one, states)
 
 
 def last(seen: Float[Array, "parts seeds"]) -> Float[Array, " seeds"]:

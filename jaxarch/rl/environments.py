@@ -242,11 +242,12 @@ def observation_dtype(environment: Environment) -> jnp.dtype:
     gymnax declares the grids of MinAtar, which are of zeros and ones, as floats.
     """
     given, space = jax.eval_shape(environment.reset, jax.random.key(0))[0].dtype, environment.observation_space
-    if given == jnp.dtype(bool) or environment.name.endswith("-MinAtar"):
-        return jnp.dtype(bool)
-    if isinstance(space, spaces.Box) and not jnp.issubdtype(space.dtype, jnp.floating):
+    if given == jnp.dtype(bool):
+        return given
+    grids = environment.name.endswith("-MinAtar")
+    if isinstance(space, spaces.Box) and (grids or not jnp.issubdtype(space.dtype, jnp.floating)):
         low, high = np.min(np.asarray(space.low)), np.max(np.asarray(space.high))
-        if low >= 0 and high <= 255:
+        if low >= 0 and high <= 255:  # not where they were scaled
             return jnp.dtype(bool if high <= 1 else jnp.uint8)
     return given
 
@@ -305,11 +306,20 @@ def centered(environment: Environment) -> Environment:
     def step(key: Key[Array, ""], state: PyTree, action: Action, start: tuple[Observation, PyTree]) -> Step:
         made = environment.step(key, state[1], action, start[1])
         observation, next_observation = scaled(made.observation), scaled(made.next_observation)
-        state = made.observation, made.state
-        return made._replace(observation=observation, state=state, next_observation=next_observation)
+        return made._replace(
+            observation=observation,
+            state=(made.observation, made.state),
+            next_observation=next_observation,
+            next_state=None if made.next_state is None else (made.next_observation, made.next_state),
+        )
 
     shape = jnp.broadcast_shapes(low.shape, space.shape)
-    return environment._replace(reset=reset, step=step, observation_space=spaces.Box(-1.0, 1.0, shape, jnp.float32))
+    return environment._replace(
+        reset=reset,
+        step=step,
+        observation_space=spaces.Box(-1.0, 1.0, shape, jnp.float32),
+        inner=lambda state: environment.inner(state[1]),
+    )
 
 
 def stacked(environment: Environment, frames: int) -> Environment:

@@ -5,6 +5,7 @@
     learner, returns = train(agent, envs, hypers, length=128, iterations=100)
 
 A plain loop: nothing here is pure, and nothing can be resumed bit for bit. Only the agent's functions are compiled.
+Actions within bounds are given to it in [-1, 1], as by `environments.rescaled`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def described(envs: VectorEnv) -> Environment:
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         raise ConfigError(f"{name}: make it with vector_kwargs={{'autoreset_mode': AutoresetMode.SAME_STEP}}.")
     observations: Any = _space(name, envs.single_observation_space)
-    actions = _space(name, envs.single_action_space)
+    actions: Any = _space(name, envs.single_action_space)
+    if _bounded(envs.single_action_space):
+        actions = spaces.Box(-1.0, 1.0, actions.shape, jnp.float32)
 
     def reset(key: Any) -> tuple[Any, tuple[()]]:
         return jnp.zeros(observations.shape, observations.dtype), ()
@@ -52,6 +55,11 @@ def _space(name: str, space: gymnasium.Space) -> spaces.Space:
         dtype = jnp.uint8 if space.dtype == np.uint8 else jnp.float32
         return spaces.Box(jnp.asarray(space.low, dtype), jnp.asarray(space.high, dtype), space.shape, dtype)
     raise ConfigError(f"{name}: {space} is neither a box of numbers nor choices from 0 on.")
+
+
+def _bounded(space: gymnasium.Space) -> bool:
+    """Whether actions are numbers that all have bounds."""
+    return isinstance(space, gymnasium.spaces.Box) and bool(np.isfinite([space.low, space.high]).all())
 
 
 def train(
@@ -110,6 +118,9 @@ class _Host:
     def step(self, action: Any) -> tuple[Any, ...]:
         """Rewards, terminated, truncated, and what the actions led to, before any reset."""
         chosen = np.asarray(action).reshape(self.envs.action_space.shape)
+        space: Any = self.envs.single_action_space
+        if _bounded(space):
+            chosen = space.low + (np.clip(chosen, -1, 1) + 1) / 2 * (space.high - space.low)
         self.observation, reward, terminated, truncated, said = self.envs.step(chosen)
         following = np.array(self.observation)
         for number in np.flatnonzero(terminated | truncated):

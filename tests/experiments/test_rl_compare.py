@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import rl_compare
-from experiments.rl_compare import Config, found, improvements, table
+from experiments.rl_compare import Config, Game, found, improvements, played, table
+from jaxarch.run import Experiment
 from tests.run.running import log, run
 
 TWO = Config(algorithms=("ppo", "dqn"), environments=("CartPole-v1", "Acrobot-v1"), seeds=4, steps=2)
@@ -35,6 +38,22 @@ def test_who_does_not_take_the_actions_is_left_out(capsys):
     config = Config(algorithms=("dqn", "td3"), environments=("Pendulum-v1",), seeds=1, env_steps=400, steps=2)
     assert [name for name, _ in found(config)] == ["td3, Pendulum-v1"]
     assert "dqn on Pendulum-v1: left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("iterations", "parts"), [(7, 3), (3, 5), (12, 4)])
+def test_the_parts_of_a_game_are_all_its_iterations(iterations, parts):
+    """No fewer, and none beyond the end, where an annealed rate is below 0."""
+    counting = Experiment(
+        init=lambda key, hypers: jnp.zeros(iterations, int),
+        step=lambda state, batch, index: (state.at[index].add(1, mode="drop"), {}),
+        evaluate=lambda state, key: {},
+    )
+    states = jnp.zeros((2, iterations + 1), int)
+    for part in range(parts):
+        states = jax.jit(lambda states, part: played(Game(counting, iterations, parts), states, part))(
+            states, jnp.asarray(part)
+        )
+    np.testing.assert_array_equal(states, [[1] * iterations + [0]] * 2)
 
 
 @pytest.mark.slow

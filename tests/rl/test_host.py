@@ -92,3 +92,26 @@ def test_an_environment_that_resets_a_step_later_is_refused():
 def test_what_it_says_of_itself():
     found = described(vectorised())
     assert found.observation_space.shape == (1,) and found.action_space.n == 3
+
+
+class Lever(gymnasium.Env):
+    """One step; the reward is the sum of what was done, each number within bounds of its own."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(np.float32([-2, 0]), np.float32([2, 10]))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(1, np.float32), float(action.sum()), True, False, {}
+
+
+@pytest.mark.parametrize(("given", "total"), [((0.0, 0.0), 5), ((0.5, -1.0), 1), ((9.0, 0.5), 9.5)])
+def test_actions_are_scaled_to_their_bounds_and_clipped(given, total):
+    envs = SyncVectorEnv([Lever] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    space = described(envs).action_space
+    assert space.shape == (2,) and (space.low, space.high) == (-1, 1)
+    agent = recorder([])._replace(policy=lambda *_: (jnp.tile(jnp.asarray(given), (2, 1)), jnp.zeros(2, jnp.int32)))
+    np.testing.assert_allclose(evaluate(agent, jnp.zeros(()), envs), total)

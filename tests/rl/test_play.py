@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments import tabular
 from jaxarch.rl import drawing, play
-from jaxarch.rl.environments import make, stacked
+from jaxarch.rl.environments import centered, make, stacked
 from jaxarch.rl.tables import make_table
 from tests.run.running import run
 from tests.run.sketches import line
@@ -120,6 +120,14 @@ def test_frames_joined_are_drawn_as_one():
     np.testing.assert_array_equal(*map(np.asarray, pictures))
     made = environment.step(jax.random.key(1), state, jnp.int32(0), environment.reset(jax.random.key(2)))
     assert environment.inner(made.next_state).time == 1
+
+
+def test_what_is_scaled_is_drawn_as_it_is():
+    environment = centered(make("MountainCar-v0"))
+    start = environment.reset(jax.random.key(0))
+    made = environment.step(jax.random.key(1), start[1], jnp.int32(0), start)
+    drawing.drawing_of(environment).picture(environment.inner(start[1]))
+    assert environment.inner(start[1]).time == 0 and environment.inner(made.next_state).time == 1
 
 
 # --- finished runs --------------------------------------------------------------------------------

@@ -264,6 +264,8 @@ def test_grids_of_minatar_are_zeros_and_ones(name):
 
     _, binary = jax.lax.scan(one, environment.reset(jax.random.key(0))[1], jax.random.split(jax.random.key(1), 400))
     assert binary.all()
+    # -1 and 1 would be the same bit.
+    assert environments.observation_dtype(environments.centered(environment)) == jnp.float32
 
 
 def test_observations_are_centred_by_the_bounds_of_their_space():

@@ -325,9 +325,13 @@ def centered(environment: Environment) -> Environment:
 def stacked(environment: Environment, frames: int) -> Environment:
     """Observations joined with the `frames - 1` before them, oldest first, along the last axis; at an episode's start
     the first one repeated.
+
+    Raises ConfigError where an observation is a single number, as that of a state: there is no axis to join along.
     """
     if frames == 1:
         return environment
+    if not observation_shape(environment):
+        raise ConfigError(f"--frames {frames}: what {environment.name} observes is a single number.")
 
     def joined(frames_: Array) -> Array:
         return jnp.concatenate(list(frames_), axis=-1)

@@ -1,8 +1,8 @@
 """The same `act` and `learn` around gymnasium's vector environments, which live on the host.
 
-    envs = gymnasium.make_vec("CartPole-v1", 8, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})
-    agent = make_agent(described(envs), config)
-    learner, returns = train(agent, envs, hypers, length=128, iterations=100)
+    envs = gymnasium.make_vec("CartPole-v1", 8, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    agent = ppo.make_agent(described(envs), config, envs.num_envs, length=128, iterations=100)
+    learner, returns = train(agent, envs, config.hypers, length=128, iterations=100)
 
 A plain loop: nothing here is pure, and nothing can be resumed bit for bit. Only the agent's functions are compiled.
 Actions within bounds are given to it in [-1, 1], as by `environments.rescaled`.
@@ -33,7 +33,10 @@ def described(envs: VectorEnv) -> Environment:
     """
     name = envs.spec.id if envs.spec is not None else "the environment"
     if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-        raise ConfigError(f"{name}: make it with vector_kwargs={{'autoreset_mode': AutoresetMode.SAME_STEP}}.")
+        raise ConfigError(
+            f"{name}: make it with vectorization_mode='sync' (or 'async') and "
+            "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP}."
+        )
     observations: Any = _space(name, envs.single_observation_space)
     actions: Any = _space(name, envs.single_action_space)
     if _bounded(envs.single_action_space):

@@ -167,6 +167,11 @@ def test_frames_are_those_before_and_never_of_another_episode():
     assert stacked(count, 1) is count
 
 
+def test_single_numbers_are_not_joined():
+    with pytest.raises(ConfigError, match="--frames 2: what FrozenLake-misc observes is a single number"):
+        stacked(make("FrozenLake-misc"), 2)
+
+
 def test_what_is_outside_a_space():
     box = spaces.Box(-1.0, 1.0, (3,), jnp.float32)
     assert outside(box, jnp.float32([-1.1, 0.5, 1.1])).tolist() == [True, False, True]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxarch.rl.agent import Agent
+from jaxarch.rl.algorithms import ppo
 from jaxarch.rl.host import described, evaluate, train
+from jaxarch.rl.networks import NetworkConfig
 from jaxarch.run import ConfigError
 
 
@@ -115,3 +118,12 @@ def test_actions_are_scaled_to_their_bounds_and_clipped(given, total):
     assert space.shape == (2,) and (space.low, space.high) == (-1, 1)
     agent = recorder([])._replace(policy=lambda *_: (jnp.tile(jnp.asarray(given), (2, 1)), jnp.zeros(2, jnp.int32)))
     np.testing.assert_allclose(evaluate(agent, jnp.zeros(()), envs), total)
+
+
+def test_an_algorithm_learns_from_gymnasium_s_environments():
+    """As the module's docstring says."""
+    envs = gymnasium.make_vec("CartPole-v1", 2, "sync", {"autoreset_mode": AutoresetMode.SAME_STEP})
+    config = ppo.PPOConfig(epochs=1, minibatches=1, model=NetworkConfig(layers=1, width=4))
+    agent = ppo.make_agent(described(envs), config, envs.num_envs, length=32, iterations=2)
+    learner, returns = train(agent, envs, config.hypers, length=32, iterations=1)
+    assert returns and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learner))

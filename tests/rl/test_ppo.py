@@ -203,6 +203,11 @@ def test_a_rollout_must_be_whole_minibatches():
         make_agent(CARTPOLE, PPOConfig(), 3, 2, 1)
 
 
+def test_the_number_of_a_state_is_not_normalised():
+    with pytest.raises(ConfigError, match="--agent.normalize-observations: FrozenLake-misc observes the number"):
+        make_agent(make("FrozenLake-misc"), PPOConfig(normalize_observations=True), 4, 1, 1)
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

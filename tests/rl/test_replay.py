@@ -279,7 +279,6 @@ def test_observations_are_centred_by_the_bounds_of_their_space():
         made = environment.step(key, state, 2, environment.reset(key))
         raw = plain.step(key, raw_state, 2, plain.reset(key))
         np.testing.assert_allclose(made.next_observation, (raw.next_observation - middle) / half, atol=1e-5)
-        middle, half = np.array([-0.3, 0]), np.array([0.9, 0.07])
     (seen, state), (raw_seen, raw_state) = (made.observation, made.state), (raw.observation, raw.state)
     with pytest.raises(ConfigError, match="CartPole-v1 have no bounds"):
         environments.centered(environments.make("CartPole-v1"))

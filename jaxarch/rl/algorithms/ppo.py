@@ -118,7 +118,7 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
     """PPO on rollouts of `length` steps of `envs` environments.
 
     iterations: of the whole run, at whose end an annealed rate is 0.
-    Raises ConfigError where a rollout is not so many minibatches.
+    Raises ConfigError where a rollout is not so many minibatches, or what is to be normalised is the number of a state.
     """
     steps = envs * length
     if envs % config.groups:
@@ -129,6 +129,8 @@ def make_agent(environment: Environment, config: PPOConfig, envs: int, length: i
             f"(--envs {envs} times --length {length}{', in each of the --agent.groups' if config.groups > 1 else ''})."
         )
     network = actor_critic(environment, config.model, config.networks == "shared", "ppo")
+    if config.normalize_observations and network.categories:
+        raise ConfigError(f"--agent.normalize-observations: {environment.name} observes the number of a state.")
     clipped = optax.clip_by_global_norm(config.max_norm) if config.max_norm else optax.identity()
     direction = optax.chain(clipped, optax.scale_by_adam(eps=1e-5))
 

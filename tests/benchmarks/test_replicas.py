@@ -11,6 +11,7 @@ import pytest
 COMMAND = [sys.executable, "-m", "benchmarks.replicas", "--experiment", "tests.run.sketches.line"]
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured(tmp_path):
     options = ["--seeds", "2", "--steps", "4", "--scan", "2", "--rounds", "1", "--output", str(tmp_path)]
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxarch.run import processes
+from jaxarch.run.mesh import path_name
 
 CHECKSUMS = "crc32.json"
 KEEP_LATEST = 2  # the one before the newest is there when the newest turns out to be damaged
@@ -172,7 +173,7 @@ class Checkpoints:
         return rest, newest
 
     def _is_of_newest(self, path: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = path_name(path)
         return any(f"{name}.".startswith(f"state.{field}.") for field in self._newest_only)
 
     def raw(self, step: int) -> PyTree:

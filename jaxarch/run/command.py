@@ -29,7 +29,7 @@ from jaxarch.run.checkpoint import Checkpoints, kept, reason
 from jaxarch.run.console import Console, clock, heard, sparkline
 from jaxarch.run.explain import explained
 from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
-from jaxarch.run.mesh import check_axes, make_mesh
+from jaxarch.run.mesh import check_axes, make_mesh, path_name
 from jaxarch.run.mesh import parse as parse_mesh
 from jaxarch.run.metrics import Log, draw, read, summary
 from jaxarch.run.program import Carry, Programs, members, shape_of
@@ -616,7 +616,7 @@ def saved_field(source: Any, name: str) -> Any:
 
 def flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def count(state: Any, weights: tuple[str, ...]) -> int:

@@ -85,11 +85,16 @@ def check_axes(layout: Layout | None, sizes: Mapping[str, int], replicas: int) -
     if replicas % sizes.get("replica", 1):
         raise ConfigError(
             f"--mesh replica={sizes['replica']} does not divide the {replicas} members of the run; "
-            f"{_divisors(replicas)} would."
+            f"{divisors(replicas)} would."
         )
 
 
-def _divisors(number: int) -> str:
+def written(axis: Axis, mesh: Mesh) -> str:
+    """An axis as it stands on the command line."""
+    return ",".join(f"{name}={mesh.shape[name]}" for name in names_of(axis))
+
+
+def divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
@@ -187,10 +192,9 @@ def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> Pa
     axes = ruled(name, shape, layout, mesh)
     for axis, dimension in zip(axes, shape, strict=True):
         if dimension % parts_of(axis, mesh):
-            cutting = ",".join(f"{n}={mesh.shape[n]}" for n in names_of(axis))
             raise ConfigError(
-                f"--mesh {cutting} does not divide the {dimension} of {name} {list(shape)}; "
-                f"{_divisors(dimension)} would."
+                f"--mesh {written(axis, mesh)} does not divide the {dimension} of {name} {list(shape)}; "
+                f"{divisors(dimension)} would."
             )
     fsdp = mesh.shape.get("fsdp", 1)
     taken = {n for axis in axes for n in names_of(axis)}
@@ -221,10 +225,11 @@ def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh) -> PyTree
         for number, (axis, dimension) in enumerate(zip(axes, leaf.shape, strict=True)):
             parts = parts_of(axis, mesh)
             if dimension % parts:
-                cutting = ",".join(f"{n}={mesh.shape[n]}" for n in names_of(axis))
                 what = f"the {dimension} examples of a step" if number == 0 else f"a length of {dimension}"
                 near = max(dimension // parts, 1) * parts
-                raise ConfigError(f"--mesh {cutting} does not divide {what}; {near} or {near + parts} would do.")
+                raise ConfigError(
+                    f"--mesh {written(axis, mesh)} does not divide {what}; {near} or {near + parts} would do."
+                )
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, shapes)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxarch.attention import attention, attention_weights
 from jaxarch.attention.cache import KeyValues, append, padding_bias
-from jaxarch.run.mesh import BATCH, current, present, size_of
+from jaxarch.run.mesh import BATCH, current, divisors, present, size_of
 from jaxarch.run.protocol import ConfigError
 from jaxarch.transformer.blocks import Context
 from jaxarch.transformer.layers import DEFAULT_INIT, Dense
@@ -170,8 +170,9 @@ def spread(
     tensor = size_of("tensor")
     for what, count in (("heads", q.shape[2]), ("heads of keys", k.shape[2])):
         if count % tensor:
-            near = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-            raise ConfigError(f"--mesh tensor={tensor} does not divide the model's {count} {what}; {near} would.")
+            raise ConfigError(
+                f"--mesh tensor={tensor} does not divide the model's {count} {what}; {divisors(count)} would."
+            )
     # What is evaluated or initialised may be of a size that is not cut: then each device has all of it.
     rows = present(BATCH, mesh) if q.shape[0] % size_of(BATCH) == 0 else None
     heads, ring = present("tensor", mesh), None

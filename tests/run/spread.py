@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from jaxarch.run import Experiment
+from jaxarch.run.command import first_batch
 from jaxarch.run.loop import batches
 from jaxarch.run.mesh import make_mesh, parse
 from jaxarch.run.metrics import divide
@@ -16,8 +16,7 @@ def curve(experiment: Experiment, mesh: str, steps: int, replicas: int = 1, scan
     """Each metric of the steps, `[steps / scan, replicas]`, and of the evaluation after them; mesh: as `--mesh`."""
     on = make_mesh(parse(mesh)) if mesh else None
     programs = Programs(experiment, members(experiment.hypers, (), 0, replicas), on)
-    first = None if experiment.data is None else jax.tree.map(lambda leaf: leaf[0], batches(experiment, 0, 1))
-    carry, seen = Carry(programs.init(), programs.sums(first)), []
+    carry, seen = Carry(programs.init(), programs.sums(first_batch(experiment))), []
     for index in range(0, steps, scan):
         batch = batches(experiment, index, scan)
         carry = programs.steps(carry, programs.on_mesh(batch, 0), index)

@@ -449,6 +449,8 @@ def _run(
         which = members(experiment.hypers, options.sweep, options.seed, options.replicas)
         mesh = mesh_of(options, experiment, len(which))
     programs = Programs(experiment, which, mesh)
+    if programs.mesh is not None:  # traced now: what the mesh does not divide is refused before there is a folder
+        programs.sums(first_batch(experiment))
     if options.explain_mesh is not None:
         for line in explained(programs, first_batch(experiment), options.explain_mesh):
             console.line(line)

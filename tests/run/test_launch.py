@@ -38,7 +38,8 @@ def machine(tmp_path: Path):
 
     def call(*command: object, codes: tuple[int, ...], **variables: object) -> int:
         (calls / "codes").write_text("".join(f"{code}\n" for code in codes))
-        environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "CALLS": str(calls)}
+        # Nothing but the scripts' own variables: `make PYTHON=...` hands that one down to all that it calls.
+        environment = {"PATH": f"{commands}:{os.environ['PATH']}", "CALLS": str(calls)}
         environment |= {name: str(value) for name, value in variables.items()}
         return subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, timeout=20).returncode
 

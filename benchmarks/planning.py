@@ -244,7 +244,7 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     """All that a step sends, sums of single numbers (losses, norms) aside.
 
     fsdp: the parameters for the forward pass, those of the layers again where they are recomputed, and the gradients,
-    added and cut.
+    added and cut. Layers are rounded before they are sent, tables after.
     data, context: the gradients, added.
     tensor: a sum of activations behind attention and behind the feed-forward layer, and of their gradients before
     each; where a layer is recomputed, attention's again (what the layer gives is not needed). One behind the table and
@@ -252,8 +252,8 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     context: keys and values go round in the forward pass (twice where it is recomputed), and in the backward pass
     together with their gradients in float32; zigzag deals queries, keys and values and collects what attention gives.
 
-    cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32 (and before jax 0.11 permutes in
-    it), gathers parameters as they are stored, and has no reduce-scatter: gradients are added whole, a tied table's
+    cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32 (and before jax 0.11 gathers and
+    permutes in it), and has no reduce-scatter: gradients are added whole, a tied table's
     twice (as it was read and as it reads out), and once more along `context`. The gradients that queries, keys and
     values (up and gate) have of their input are added over devices before they are added to one another. Scales are
     too small to be cut.
@@ -261,7 +261,7 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     m, here, passes = model, tokens(job, mesh), 2 if job.remat == "full" else 1
     uncut = m.matrices / mesh.tensor + m.scales
     tables, width = m.tables / mesh.tensor, 4 if cpu else job.compute
-    permuted = 4 if cpu and jax.__version_info__ < (0, 11) else job.compute
+    moved = 4 if cpu and jax.__version_info__ < (0, 11) else job.compute
     keys = here * 2 * m.kv_heads * m.head_dim / mesh.tensor
     dealt = here * 2 * m.head_dim * (m.heads + m.kv_heads) / mesh.tensor
     rounds = m.layers * mesh.context
@@ -269,14 +269,14 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     every = [
         Transfer("activations", "all-reduce", ("tensor",), width * here * m.dim, m.layers * (1 + passes + before) + 2),
         Transfer("targets' logits and their sums", "all-reduce", ("tensor",), 4 * here, 3),
-        Transfer("keys and values", "collective-permute", ("context",), permuted * keys, rounds * (passes + 1)),
+        Transfer("keys and values", "collective-permute", ("context",), moved * keys, rounds * (passes + 1)),
         Transfer("their gradients", "collective-permute", ("context",), 4 * keys, rounds),
-        Transfer("zigzag", "collective-permute", ("context",), permuted * dealt, m.layers * (passes + 1)),
+        Transfer("zigzag", "collective-permute", ("context",), moved * dealt, m.layers * (passes + 1)),
     ]
     if cpu:
         added = 4 * (uncut + (tables if m.tied else 0))
         every += [
-            Transfer("layers", "all-gather", ("fsdp",), job.stored * (m.matrices - m.tables) / mesh.tensor, passes),
+            Transfer("layers", "all-gather", ("fsdp",), moved * (m.matrices - m.tables) / mesh.tensor, passes),
             Transfer("tables", "all-gather", ("fsdp",), job.stored * tables, 1),
             Transfer("gradients", "all-reduce", ("data", "fsdp"), added, 1),
             Transfer("gradients", "all-reduce", ("context",), added, 1),
@@ -285,7 +285,7 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
         layers, summed = uncut - tables - m.dim, job.stored * uncut / mesh.fsdp
         every += [
             Transfer("layers", "all-gather", ("fsdp",), job.compute * layers, passes),
-            Transfer("tables", "all-gather", ("fsdp",), job.compute * (uncut - layers), 1),
+            Transfer("tables", "all-gather", ("fsdp",), job.stored * (uncut - layers), 1),
             Transfer("gradients", "reduce-scatter", ("fsdp",), job.stored * uncut, 1),
             Transfer("gradients", "all-reduce", ("data", "context"), summed, 1),
         ]

@@ -7,7 +7,8 @@ weak: each device has as many examples however many devices there are. strong: a
 of devices has a process of its own, and they are measured by turns.
 
 Efficiency is the work done in a second against that of one device times their number; the interval is that of the
-quartiles over rounds. What is sent is read from the compiled program. Without accelerators the devices are virtual ones
+quartiles over rounds. What is sent is read from the compiled program, one turn of each loop whose turns depend on the
+data (PPO looks once more at truncated episodes). Without accelerators the devices are virtual ones
 that share this machine's cores: there is no more work to be had from more of them, so efficiency is then against one
 device's work itself, and says what spreading costs, not what it gains.
 
@@ -38,6 +39,9 @@ from jaxarch.gan.training import OptimConfig as GanOptim
 from jaxarch.gan.training import hypers as gan_hypers
 from jaxarch.gan.training import make_init as gan_init
 from jaxarch.gan.training import make_step as gan_step
+from jaxarch.rl import environments
+from jaxarch.rl.algorithms.ppo import PPOConfig, make_agent
+from jaxarch.rl.training import make_experiment
 from jaxarch.run import Experiment, backend, check_least, peaks
 from jaxarch.run.collectives import collectives, totals
 from jaxarch.run.command import exits, parsed_or_usage
@@ -82,8 +86,19 @@ def gan(batch: int, precision: str) -> tuple[Experiment, Batch]:
     return experiment, real
 
 
+def ppo(batch: int, precision: str) -> tuple[Experiment, Batch]:
+    """On CartPole. Steps are shuffled within groups of eight environments: as many groups as devices, or more."""
+    if precision != "f32":
+        raise ConfigError(f"--precision {precision}: ppo is measured in f32.")
+    environment, config = environments.make("CartPole-v1"), PPOConfig(groups=max(batch // 8, 1))
+    agent = make_agent(environment, config, batch, LENGTH, iterations=10_000)
+    return make_experiment(environment, agent, config.hypers, batch, LENGTH), None
+
+
 class Family(NamedTuple):
-    """make: of the examples of a step and the precision. examples: of a device. unit, count: what an example is."""
+    """make: of the examples (texts, pictures, environments) of a step and the precision. examples: of a device.
+    unit, count: what is in one.
+    """
 
     make: Callable[[int, str], tuple[Experiment, Batch]]
     examples: int
@@ -91,7 +106,11 @@ class Family(NamedTuple):
     count: int
 
 
-FAMILIES = {"gpt": Family(gpt, 8, "tokens", LENGTH), "dcgan": Family(gan, 16, "pictures", 1)}
+FAMILIES = {
+    "gpt": Family(gpt, 8, "tokens", LENGTH),
+    "dcgan": Family(gan, 16, "pictures", 1),
+    "ppo": Family(ppo, 8, "env steps", LENGTH),
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,8 @@ class Arguments:
     precision: Literal["f32", "bf16"] = "f32"
     kinds: tuple[Literal["weak", "strong", "mesh"], ...] = ("weak", "strong", "mesh")
     examples: int = 0
-    """of a device, or strong: of all (0: 8 texts, 16 pictures; strong: as many for each of the most devices)"""
+    """of a device, or strong: of all (0: 8 texts, 16 pictures, 8 environments; strong: as many for each of the most
+    devices)"""
     steps: int = 4
     """a measurement"""
     rounds: int = 5
@@ -114,13 +134,15 @@ class Arguments:
         unknown = [name for name in self.families if name not in FAMILIES]
         if unknown:
             raise ConfigError(f"--families {unknown[0]} is none; there are {', '.join(FAMILIES)}.")
+        if "ppo" in self.families and self.axis != "data":
+            raise ConfigError(f"--axis {self.axis}: ppo can use data; leave it out by --families gpt dcgan.")
         if self.devices[:1] != (1,) or list(self.devices) != sorted(set(self.devices)):
             raise ConfigError("--devices begin with 1, which the others are held against, and grow.")
 
 
 def stepping(programs: Programs, batch: Batch, steps: int) -> Measure:
     """Seconds of a step."""
-    given = programs.on_mesh(jax.tree.map(lambda leaf: leaf[None], batch), 0)
+    given = 1 if batch is None else programs.on_mesh(jax.tree.map(lambda leaf: leaf[None], batch), 0)
     carry = Carry(programs.init(), programs.sums(batch))
 
     def measure() -> float:
@@ -144,7 +166,7 @@ def work(family: str, devices: str, axis: str, examples: str, precision: str, st
     backend.prepare()
     programs, batch = made(family, int(examples), precision, {axis: int(devices)})
     measure = stepping(programs, batch, int(steps))
-    sent = totals(collectives(programs.compiled_step(batch).as_text() or ""), wire=True)
+    sent = totals(collectives(programs.compiled_step(batch).as_text() or ""), wire=True, turns=1)
     at_peak = peaks.seconds_at_peak(programs.operations())
     measure()
     virtual = jax.devices()[0].platform == "cpu"

@@ -31,6 +31,8 @@ from jaxtyping import Array, Bool, Key
 from experiments import gan_toy
 from jaxarch.gan.training import GameConfig, GANState, Hypers, OptimConfig
 from jaxarch.run import ConfigError, Experiment, Index, Mean, Metrics, check_least, main
+from jaxarch.run.mesh import over_members
+from jaxarch.run.protocol import Layout
 
 PLAIN = GameConfig(penalty="none")
 TREATMENTS: dict[str, GameConfig] = {
@@ -111,6 +113,9 @@ class State:
     key: Key[Array, "*replicas"]
 
 
+MEMBERS = Layout(axes=("replica",), state=((r"^games\.", ("replica",)),))
+
+
 def experiment(config: Config) -> Experiment:
     games = {name: gan_toy.experiment(config.toy(name)) for name in config.treatments}
     points = [(config.optim.learning_rate, config.gamma)] * config.seeds
@@ -123,12 +128,12 @@ def experiment(config: Config) -> Experiment:
 
     def init(key: Key[Array, ""], _: tuple) -> State:
         keys = jax.random.split(key, len(points))
-        return State({name: jax.vmap(game.init)(keys, hypers) for name, game in games.items()}, key)
+        return State({name: over_members(game.init)(keys, hypers) for name, game in games.items()}, key)
 
     def step(state: State, batch: None, index: Index) -> tuple[State, Metrics]:
         states, metrics = {}, {}
         for name, game in games.items():
-            states[name], said = jax.vmap(game.step, (0, None, None))(state.games[name], None, index)
+            states[name], said = over_members(game.step, (0, None, None))(state.games[name], None, index)
             for metric, value in said.items():
                 if metric == ACCURACY or metric.startswith(NORM):
                     metrics[f"{metric}[{name}]"] = living(cast(Array, value)[: config.seeds])
@@ -138,9 +143,9 @@ def experiment(config: Config) -> Experiment:
         keys = jax.random.split(key, len(points))
         found = {}
         for name, game in games.items():
-            values: dict[str, Any] = jax.vmap(game.evaluate)(state.games[name], keys)
+            values: dict[str, Any] = over_members(game.evaluate)(state.games[name], keys)
             # What the players would say in a step from here.
-            said = jax.vmap(game.step, (0, None, None))(state.games[name], None, jnp.asarray(config.steps))[1]
+            said = over_members(game.step, (0, None, None))(state.games[name], None, jnp.asarray(config.steps))[1]
             values |= {metric: said[metric] for metric in said if metric == ACCURACY or metric.startswith(NORM)}
             broken = ~finite(state.games[name].generator, len(points))
             lost = broken | (values["val/high_quality"] < LOST)
@@ -165,6 +170,7 @@ def experiment(config: Config) -> Experiment:
         report=make_report(config, jax.jit(measured)),
         monitor=f"val/reverse_kl[{DEFAULT if DEFAULT in games else config.treatments[-1]}]",
         weights=(),  # members may diverge: that is what is measured
+        layout=MEMBERS,
     )
 
 

@@ -30,7 +30,9 @@ from jaxtyping import Array, Float, Key
 
 from jaxarch.rl.statistics import estimate, improvement, profile
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, check_least, main
+from jaxarch.run.mesh import over_members
 from jaxarch.run.metrics import interquartile_mean, interval
+from jaxarch.run.protocol import Layout
 
 Algorithm = Literal["ppo", "a2c", "reinforce", "dqn", "iqn", "pqn", "sac", "td3"]
 
@@ -73,6 +75,9 @@ class State:
     key: Any
 
 
+SEEDS = Layout(axes=("replica",), state=((r"^games\.", ("replica",)),))
+
+
 def experiment(config: Config) -> Experiment:
     games = dict(found(config))
     if not games:
@@ -82,7 +87,7 @@ def experiment(config: Config) -> Experiment:
         states, seen = {}, {}
         for name, game in games.items():
             keys = jax.random.split(key, config.seeds)
-            states[name] = jax.vmap(game.experiment.init, (0, None))(keys, game.experiment.hypers)
+            states[name] = over_members(game.experiment.init, (0, None))(keys, game.experiment.hypers)
             seen[name] = jnp.full((config.steps, config.seeds), jnp.nan)
         return State(states, seen, key)
 
@@ -91,7 +96,7 @@ def experiment(config: Config) -> Experiment:
         for name, game in games.items():
             states[name] = played(game, state.games[name], index)
             keys = jax.random.split(jax.random.fold_in(state.key, index), config.seeds)
-            now = cast(Array, jax.vmap(game.experiment.evaluate)(states[name], keys)["eval/return"])
+            now = cast(Array, over_members(game.experiment.evaluate)(states[name], keys)["eval/return"])
             returns[name] = state.returns[name].at[index].set(now)
             metrics[f"eval/return[{name}]"] = jnp.mean(now)
         return State(states, returns, state.key), metrics
@@ -115,6 +120,7 @@ def experiment(config: Config) -> Experiment:
         monitor="-eval/last_return",
         weights=(),
         newest_only=("games",),
+        layout=SEEDS,
     )
 
 
@@ -141,7 +147,7 @@ def played(game: Game, states: Any, part: Index) -> Any:
     """These states after one more part of the game: all parts are its iterations, as evenly as they can be cut."""
 
     def one(number: Array | int, states: Any) -> Any:
-        return jax.vmap(lambda state: game.experiment.step(state, None, jnp.asarray(number))[0])(states)
+        return over_members(lambda state: game.experiment.step(state, None, jnp.asarray(number))[0])(states)
 
     begin, end = (number * game.iterations // game.parts for number in (part, part + 1))
     return jax.lax.fori_loop(begin, end, one, states)

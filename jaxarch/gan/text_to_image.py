@@ -28,6 +28,7 @@ from jaxarch.data.images import scaled
 from jaxarch.gan import training
 from jaxarch.gan.convolution import Convolution, TransposedConvolution
 from jaxarch.gan.dcgan import SMALLEST, widths
+from jaxarch.gan.layout import examples, used
 from jaxarch.gan.training import Augment, GameConfig, GANState, Hypers, OptimConfig
 from jaxarch.run.protocol import Index, Metrics
 
@@ -249,10 +250,10 @@ def make_step(
     adam = optax.scale_by_adam()
 
     def step(state: State, batch: Captions, index: Index) -> tuple[State, Metrics]:
-        pictures = scaled(batch.pixels)
+        pictures = examples(scaled(batch.pixels))
 
         def loss(params: PyTree) -> Array:
-            seen, said, scale = cast(Any, matcher.apply({"params": params}, pictures, batch.texts))
+            seen, said, scale = cast(Any, matcher.apply({"params": used(params)}, pictures, batch.texts))
             return matching_loss(seen, said, scale)
 
         def match(params: PyTree, opt: PyTree) -> tuple[PyTree, PyTree, Array]:
@@ -273,7 +274,7 @@ def make_step(
 
 def told(matcher: Matcher, params: PyTree, texts: Texts) -> Float[Array, "batch dim"]:
     """What the players are told: the texts' vectors, of numbers of size 1."""
-    return cast(Array, matcher.apply({"params": params}, texts, method="read")) * matcher.dim**0.5
+    return cast(Array, matcher.apply({"params": used(params)}, texts, method="read")) * matcher.dim**0.5
 
 
 def make_drawing(generator: nn.Module, matcher: Matcher) -> Callable[[State, Array, Texts], Array]:
@@ -286,5 +287,5 @@ def obedience(
     matcher: Matcher, params: PyTree, pictures: Float[Array, "batch size size channels"], texts: Texts
 ) -> Float[Array, ""]:
     """`r_precision` of pictures for the texts that they were to show, by the matcher's eyes."""
-    seen, said, _ = cast(Any, matcher.apply({"params": params}, pictures, texts))
+    seen, said, _ = cast(Any, matcher.apply({"params": used(params)}, pictures, texts))
     return r_precision(seen, said, min(CANDIDATES, len(said)))

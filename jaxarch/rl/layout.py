@@ -42,6 +42,18 @@ def grouped(tree: PyTree, groups: int) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def divided(tree: PyTree, dimension: int = 0) -> PyTree:
+    """Batches drawn from a replay, with the examples of this dimension over the devices, each of which then learns from
+    its part. Where the devices do not divide them all learn from all.
+    """
+    nothing = (None,) * dimension
+
+    def one(leaf: Array) -> Array:
+        return leaf if leaf.shape[dimension] % size_of("data") else pinned(leaf, *nothing, "data")
+
+    return jax.tree.map(one, tree)
+
+
 def shuffled(tree: PyTree, order: Int[Array, "groups steps"], minibatches: int) -> PyTree:
     """Minibatches `[minibatches, steps, ...]` of the steps of groups `[groups, steps, ...]`, each group's in its order;
     every minibatch has as many of each group.

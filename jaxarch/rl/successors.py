@@ -24,7 +24,6 @@ def successor_values(
     for those at which an episode was truncated alone: one of each environment a pass, as many passes as the
     environment with the most of them needs.
     """
-    envs = jnp.arange(values.shape[1])
     ordinals = jnp.cumsum(rollout.truncated, axis=0)  # of truncations, from 1 on
     last = value(jax.tree.map(lambda leaf: leaf[-1], rollout.next_observation))
 
@@ -35,7 +34,7 @@ def successor_values(
         ordinal, found = carry
         here = rollout.truncated & (ordinals == ordinal)
         steps = here.argmax(axis=0)
-        final = value(jax.tree.map(lambda leaf: leaf[steps, envs], rollout.next_observation))
+        final = value(jax.tree.map(jax.vmap(lambda leaf, step: leaf[step], (1, 0)), rollout.next_observation, steps))
         return ordinal + 1, jnp.where(here, final, found)
 
     start = jnp.ones((), ordinals.dtype), jnp.concatenate([values[1:], last[None]])

@@ -86,16 +86,18 @@ def collectives(text: str) -> list[Collective]:
     return program.found(program.entry)
 
 
-def totals(found: Iterable[Collective], wire: bool = False) -> dict[str, float]:
+def totals(found: Iterable[Collective], wire: bool = False, turns: int | None = None) -> dict[str, float]:
     """Bytes by kind, each as often as it is run: of `bytes`, or of `wire_bytes`.
 
-    Raises ValueError where one is in a loop whose turns are not known.
+    turns: of a loop whose turns are not known, as they depend on the data. Raises ValueError where it has a
+        collective and they are not given.
     """
     sums: dict[str, float] = {}
     for one in found:
-        if one.times is None:
+        times = turns if one.times is None else one.times
+        if times is None:
             raise ValueError(f"the {one.kind} {one.name} is in a loop whose turns the program does not say.")
-        sums[one.kind] = sums.get(one.kind, 0.0) + one.times * (one.wire_bytes if wire else one.bytes)
+        sums[one.kind] = sums.get(one.kind, 0.0) + times * (one.wire_bytes if wire else one.bytes)
     return sums
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from jaxarch.run.protocol import Axis, ConfigError, Cut, Layout
@@ -78,14 +79,21 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 def check_axes(layout: Layout | None, sizes: Mapping[str, int], replicas: int) -> None:
     """Raises ConfigError for an axis that the experiment cannot use, or one that does not divide the members."""
-    usable = ("replica", *(layout.axes if layout else ()))
+    axes = layout.axes if layout else ()
+    usable = ("replica", *(name for name in axes if name != "replica"))
     for name, size in sizes.items():
         if name not in usable and size > 1:
             raise ConfigError(f"--mesh {name}={size}: this experiment cannot use {name}; it can {', '.join(usable)}.")
-    if replicas % sizes.get("replica", 1):
+    replica = sizes.get("replica", 1)
+    if "replica" in axes and replica > 1:
+        if replicas > 1:
+            raise ConfigError(
+                f"--mesh replica={replica}: this experiment has members of its own to spread; run the {replicas} "
+                "members one by one."
+            )
+    elif replicas % replica:
         raise ConfigError(
-            f"--mesh replica={sizes['replica']} does not divide the {replicas} members of the run; "
-            f"{divisors(replicas)} would."
+            f"--mesh replica={replica} does not divide the {replicas} members of the run; {divisors(replicas)} would."
         )
 
 
@@ -139,10 +147,11 @@ def pinned(x: Array, *cut: Axis) -> Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def gathered(tree: PyTree, layout: Layout, leave: str = "$^") -> PyTree:
+def gathered(tree: PyTree, layout: Layout, leave: str = "$^", dtype: DTypeLike | None = None) -> PyTree:
     """Parameters as they are used: whole along `fsdp`, cut as the layout's rules say. Without a mesh, the tree.
 
     leave: those whose path has this in it stay as they are.
+    dtype: that in which kernels are multiplied. They are rounded to it before they are sent, not after.
     """
     mesh = current()
     if mesh is None:
@@ -153,9 +162,18 @@ def gathered(tree: PyTree, layout: Layout, leave: str = "$^") -> PyTree:
         if re.search(leave, name):
             return leaf
         axes = ruled(name, leaf.shape, layout, mesh)
+        if dtype is not None and name.endswith("kernel"):
+            # Pinned as it lies, or the compiler would send it first.
+            leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), spec_of(name, leaf.shape, layout, mesh))
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def over_members(function: Callable, in_axes: Any = 0) -> Callable:
+    """`jax.vmap` over members that a state holds in itself, which `replica` cuts."""
+    mesh = current()
+    return jax.vmap(function, in_axes, spmd_axis_name=None if mesh is None else present("replica", mesh))
 
 
 # --- where arrays lie -----------------------------------------------------------------------------
@@ -184,7 +202,7 @@ def _spread(cut: Cut, ndim: int) -> list[Axis]:
     return (list(cut) + [None] * ndim)[:ndim]  # type: ignore[return-value]
 
 
-def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> PartitionSpec:
+def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array of the state is cut: by the layout's rule, and its largest dimension that is left by `fsdp`.
 
     Raises ConfigError where a rule's axis does not divide its dimension.

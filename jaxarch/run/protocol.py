@@ -46,7 +46,8 @@ Cut = tuple[Any, ...]
 class Layout(NamedTuple):
     """How a family's arrays are cut over a mesh of devices (`jaxarch.run.mesh`).
 
-    axes: of a mesh, those that the family can use.
+    axes: of a mesh, those that the family can use. All can use `replica` for the run's members; it stands here where
+        the state holds members of its own, which the rules cut by it.
     state: pairs of a regular expression, searched for in an array's path (`params.layers_0.attention.query.kernel`),
         and its cut. The first that fits counts; what it leaves whole is cut by size for `fsdp`.
     batch: of every array of a batch.

@@ -115,7 +115,7 @@ def stack(
 
     def layer(number: int | Array, kind: nn.Module, params: PyTree, x: Array, past: PyTree, memory: PyTree) -> Any:
         rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, number)}
-        given = {"params": used(params)}, residual(x), context, past, memory, deterministic
+        given = {"params": used(params, dtype=x.dtype)}, residual(x), context, past, memory, deterministic
         (x, past, memory), seen = cast(Any, kind.apply(*given, rngs=rngs, mutable=["intermediates"] if asked else []))
         return residual(x), (seen, *((past, memory) if cache is not None else (None, None)))
 

@@ -7,6 +7,7 @@ cut by their examples and positions, and parameters are made whole along `fsdp` 
 
 from __future__ import annotations
 
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from jaxarch.run.mesh import BATCH, gathered, pinned, size_of
@@ -39,6 +40,6 @@ def scores(x: Array) -> Array:
     return pinned(x, BATCH, "context", vocab)
 
 
-def used(params: PyTree, leave: str = "$^") -> PyTree:
-    """Parameters made whole along `fsdp`, but for those with `leave` in their path."""
-    return gathered(params, LAYOUT, leave)
+def used(params: PyTree, leave: str = "$^", dtype: DTypeLike | None = None) -> PyTree:
+    """Parameters made whole along `fsdp`, but for those with `leave` in their path; kernels rounded to `dtype`."""
+    return gathered(params, LAYOUT, leave, dtype)

@@ -72,7 +72,9 @@ def test_as_a_whole(tmp_path, monkeypatch, capsys):
 
 def test_usage(monkeypatch, capsys):
     assert run(monkeypatch, "--families", "nothing") == 2
-    assert "--families nothing is none; there are gpt, dcgan." in capsys.readouterr().err
+    assert "--families nothing is none; there are gpt, dcgan, ppo." in capsys.readouterr().err
+    assert run(monkeypatch, "--axis", "fsdp") == 2
+    assert "ppo can use data" in capsys.readouterr().err
     assert run(monkeypatch, "--devices", 2, 4) == 2
     assert "begin with 1" in capsys.readouterr().err
     assert run(monkeypatch, "--families", "dcgan", "--kinds", "mesh", "--precision", "bf16") == 2

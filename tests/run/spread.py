@@ -13,7 +13,10 @@ from jaxarch.run.program import Carry, Programs, members, restart
 
 
 def curve(experiment: Experiment, mesh: str, steps: int, replicas: int = 1, scan: int = 1) -> dict[str, np.ndarray]:
-    """Each metric of the steps, `[steps / scan, replicas]`, and of the evaluation after them; mesh: as `--mesh`."""
+    """Each metric of the steps, `[steps / scan, replicas]`, nan where it has none, and of the evaluation after them.
+
+    mesh: as `--mesh`.
+    """
     on = make_mesh(parse(mesh)) if mesh else None
     programs = Programs(experiment, members(experiment.hypers, (), 0, replicas), on)
     carry, seen = Carry(programs.init(), programs.sums(first_batch(experiment))), []
@@ -22,7 +25,8 @@ def curve(experiment: Experiment, mesh: str, steps: int, replicas: int = 1, scan
         carry = programs.steps(carry, programs.on_mesh(batch, 0), index)
         seen.append(divide(carry.sums))
         carry = Carry(carry.state, restart(carry.sums))
-    found = {name: np.stack([values[name] for values in seen]) for name in seen[0]}
+    none = np.full(replicas, np.nan)
+    found = {name: np.stack([values.get(name, none) for values in seen]) for name in sorted(set().union(*seen))}
     return found | divide(programs.evaluate(carry.state, steps))
 
 

@@ -122,6 +122,7 @@ def check_loops():
         assert only(texts[until]).times is None
         with pytest.raises(ValueError, match=r"all-reduce .*psum is in a loop whose turns"):
             totals(collectives(texts[until]))
+        assert totals(collectives(texts[until]), turns=2) == {"all-reduce": 2 * only(texts[until]).bytes}
 
 
 def check_conditionals():

@@ -27,6 +27,7 @@ from jaxarch.rl import replay
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.distributional import projected, quantile_loss
 from jaxarch.rl.environments import Environment, actions_of, observation_shape
+from jaxarch.rl.layout import divided
 from jaxarch.rl.networks import ACTIVATIONS, MLP, Flat, NetworkConfig, Perceptron
 from jaxarch.rl.replay import Transitions
 from jaxarch.run import ConfigError, Index, Mean, Metrics, check_least, check_not_negative
@@ -282,6 +283,7 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
             )
         else:
             batch, weights, which = replay.sample(kept, draw_key, config.batch_size, index, hypers.gamma), 1.0, None
+        batch = divided(batch)
         targets = targets_of(learner, batch, target_key)
 
         def loss(params: PyTree) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ from jaxarch.rl import replay
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.distributional import quantile_loss
 from jaxarch.rl.environments import Environment, actions_of, observation_shape
+from jaxarch.rl.layout import divided
 from jaxarch.rl.networks import ACTIVATIONS, NetworkConfig, Torso, orthogonal
 from jaxarch.run import ConfigError, Index, Mean, Metrics, check_least, check_not_negative
 
@@ -172,7 +173,7 @@ def make_agent(environment: Environment, config: IQNConfig, envs: int, length: i
     ) -> tuple[PyTree, PyTree, Metrics]:
         hypers, size = learner.hypers, config.batch_size
         draw_key, acting_key, target_key, level_key = jax.random.split(key, 4)
-        batch = replay.sample(learner.replay, draw_key, size, index, hypers.gamma)
+        batch = divided(replay.sample(learner.replay, draw_key, size, index, hypers.gamma))
         acting_levels = jax.random.uniform(acting_key, (size, config.acting_quantiles))
         action = best(learner.target, batch.next_observation, acting_levels, hypers.risk)
         target_levels = jax.random.uniform(target_key, (size, config.target_quantiles))

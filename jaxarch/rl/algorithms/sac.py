@@ -26,6 +26,7 @@ from jaxarch.rl import replay
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.distributions import Categorical, TanhGaussian
 from jaxarch.rl.environments import Environment, action_size, actions_of, observation_shape
+from jaxarch.rl.layout import divided
 from jaxarch.rl.networks import ActionValue, NetworkConfig, Torso, orthogonal
 from jaxarch.run import ConfigError, Index, Mean, Metrics, check_least
 
@@ -275,7 +276,7 @@ def make_agent(environment: Environment, config: SACConfig, envs: int, length: i
         sample_key, update_key = jax.random.split(key)
         kept = replay.add(learner.replay, rollout, index)
         drawn = replay.sample(kept, sample_key, config.updates * config.batch_size, index, hypers.gamma)
-        batches = jax.tree.map(lambda leaf: leaf.reshape(config.updates, -1, *leaf.shape[1:]), drawn)
+        batches = divided(jax.tree.map(lambda leaf: leaf.reshape(config.updates, -1, *leaf.shape[1:]), drawn), 1)
 
         def updates(networks: Networks) -> tuple[Networks, Metrics]:
             keys = jax.random.split(update_key, config.updates)

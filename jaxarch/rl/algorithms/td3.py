@@ -9,6 +9,7 @@ Actions are in [-1, 1] (`environments.rescaled`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxarch.rl import replay
 from jaxarch.rl.agent import Agent, Rollout
 from jaxarch.rl.environments import Environment, action_size, observation_shape
+from jaxarch.rl.layout import divided
 from jaxarch.rl.networks import ActionValue, NetworkConfig, Torso, orthogonal
 from jaxarch.run import Index, Mean, Metrics, check_least, check_not_negative
 from jaxarch.run.protocol import mean
@@ -202,7 +204,7 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
         sample_key, update_key = jax.random.split(key)
         kept = replay.add(learner.replay, rollout, index)
         drawn = replay.sample(kept, sample_key, config.updates * config.batch_size, index, hypers.gamma)
-        batches = jax.tree.map(lambda leaf: leaf.reshape(config.updates, -1, *leaf.shape[1:]), drawn)
+        batches = divided(jax.tree.map(lambda leaf: leaf.reshape(config.updates, -1, *leaf.shape[1:]), drawn), 1)
 
         def update(networks: Networks, given: tuple[Index, Any, replay.Transitions]) -> tuple[Networks, Metrics]:
             number, key, batch = given
@@ -210,7 +212,7 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
             networks, policy_loss = jax.lax.cond(
                 number % config.delay == config.delay - 1,
                 lambda networks: update_policy(networks, batch, hypers),
-                lambda networks: (networks, Mean(jnp.zeros(()), jnp.zeros(()))),
+                lambda networks: (networks, nothing(update_policy, networks, batch, hypers)),
                 networks,
             )
             return networks, {**metrics, "train/policy_loss": policy_loss}
@@ -222,7 +224,7 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
             return networks, jax.tree.map(lambda values: values.sum(0), metrics)
 
         def no_update(networks: Networks) -> tuple[Networks, Metrics]:
-            return networks, jax.tree.map(jnp.zeros_like, jax.eval_shape(updates, networks)[1])
+            return networks, nothing(updates, networks)
 
         networks, metrics = jax.lax.cond(index >= random_iterations, updates, no_update, learner.networks)
         return replace(learner, networks=networks, replay=kept), metrics
@@ -230,3 +232,8 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
     names = ("policy", "critics", "policy_target", "critic_targets")
     weights = tuple(f"networks.{name}" for name in names)
     return Agent(init, act, learn, policy, weights=weights, newest_only=("replay",))
+
+
+def nothing(update: Callable[..., tuple[Networks, Any]], *given: Any) -> Any:
+    """Zeros for the metrics of an update that is not made."""
+    return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *given)[1])

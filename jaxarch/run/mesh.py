@@ -89,7 +89,7 @@ def check_axes(layout: Layout | None, sizes: Mapping[str, int], replicas: int) -
         )
 
 
-def written(axis: Axis, mesh: Mesh) -> str:
+def written(axis: Axis, mesh: Mesh | AbstractMesh) -> str:
     """An axis as it stands on the command line."""
     return ",".join(f"{name}={mesh.shape[name]}" for name in names_of(axis))
 
@@ -184,7 +184,7 @@ def _spread(cut: Cut, ndim: int) -> list[Axis]:
     return (list(cut) + [None] * ndim)[:ndim]  # type: ignore[return-value]
 
 
-def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> PartitionSpec:
+def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array of the state is cut: by the layout's rule, and its largest dimension that is left by `fsdp`.
 
     Raises ConfigError where a rule's axis does not divide its dimension.
@@ -205,7 +205,7 @@ def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> Pa
     return PartitionSpec(*axes)
 
 
-def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh, several: bool) -> PyTree:
+def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh, several: bool) -> PyTree:
     """Of every array of the state of one member (`shapes`); with `several`, of all members together."""
     layout = layout or Layout()
 
@@ -216,7 +216,7 @@ def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh, several: 
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh) -> PyTree:
+def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh) -> PyTree:
     """Of the arrays of a batch. Raises ConfigError where the mesh does not divide them."""
     cut = (layout or Layout()).batch
 

@@ -1,0 +1,176 @@
+"""Meshes: what is said of them, and how arrays are cut. Rules need no devices, only a mesh's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from experiments import gpt
+from jaxarch.run import ConfigError
+from jaxarch.run.command import first_batch
+from jaxarch.run.explain import explained
+from jaxarch.run.mesh import (
+    BATCH,
+    batch_shardings,
+    check_axes,
+    make_mesh,
+    parse,
+    spec_of,
+    stacked,
+    state_shardings,
+)
+from jaxarch.run.program import Programs, members
+from jaxarch.run.protocol import Layout
+from tests.run.running import exit_code
+from tests.run.sketches import network
+
+LAYOUT = Layout(
+    axes=("data", "fsdp", "tensor", "context"),
+    state=(
+        (r"\.kernel$", (..., None, "tensor")),
+        (r"^table", ("tensor?", None)),
+        (r"^whole\.", ()),
+        (r"^own", ("fsdp",)),
+    ),
+    batch=(BATCH, "context"),
+)
+
+
+def of(**sizes: int) -> AbstractMesh:
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def test_how_it_is_written():
+    assert list(parse("tensor=4, data=2").items()) == [("data", 2), ("tensor", 4)]
+    for text, message in {
+        "data=2,rows=2": "there is no axis 'rows'; there are replica, data, fsdp, tensor, context.",
+        "data=2,data=4": "data stands twice.",
+        "data=0": "data is not a number of devices; write it as --mesh data=2.",
+        "data=-2": "data is not a number",
+        "data": "data is not a number",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^--mesh {text}: {message}"):
+            parse(text)
+
+
+def test_an_axis_that_is_of_no_use_is_refused():
+    rows = Layout(axes=("data", "fsdp"))
+    check_axes(rows, {"replica": 2, "data": 4, "tensor": 1}, 6)
+    check_axes(None, {"replica": 2}, 2)
+    with pytest.raises(ConfigError, match=r"^--mesh tensor=2: .* cannot use tensor; it can replica, data, fsdp\.$"):
+        check_axes(rows, {"data": 2, "tensor": 2}, 1)
+    with pytest.raises(ConfigError, match=r"cannot use data; it can replica\.$"):
+        check_axes(None, {"data": 2}, 1)
+    with pytest.raises(ConfigError, match=r"^--mesh replica=4 does not divide the 6 members .*; 1, 2, 3, 6 would\.$"):
+        check_axes(rows, {"replica": 4}, 6)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One of a host that is not here."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_over_hosts_the_first_axis_that_can_be_is_cut(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def hosts(each, **sizes):
+        """Of each device of the mesh its host, of two with so many each."""
+        mesh = make_mesh(sizes, [Device(number, number // each) for number in range(2 * each)])
+        assert mesh.axis_names == tuple(sizes)
+        return [[device.process_index for device in row] for row in mesh.devices]
+
+    assert hosts(4, data=2, tensor=4) == [[0] * 4, [1] * 4]
+    assert hosts(4, data=4, tensor=2) == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert hosts(3, data=3, tensor=2) == [[0, 1]] * 3  # three do not go over two hosts
+    devices = [Device(number, number // 2) for number in range(4)]
+    for size in (2, 8):  # of several processes none is left without a device
+        with pytest.raises(ConfigError, match=f"^--mesh data={size} is of {size} devices; there are 4.$"):
+            make_mesh({"data": size}, devices)
+
+
+def test_how_a_state_is_cut():
+    mesh = of(data=2, fsdp=4, tensor=2)
+    for name, shape, cut in [
+        ("a.kernel", (128, 64), P("fsdp", "tensor")),
+        ("a.kernel", (2, 64, 64), P(None, "fsdp", "tensor")),  # of layers that are scanned
+        ("b.bias", (8, 64, 128), P(None, None, "fsdp")),  # the largest
+        ("b.bias", (64, 64), P("fsdp", None)),  # the first of the largest
+        ("b.bias", (1026, 64), P(None, "fsdp")),  # the largest that it divides
+        ("b.bias", (1026, 6), P(None, None)),
+        ("b.bias", (63, 64), P(None, None)),  # below 4,096 numbers
+        ("table", (98, 64), P("tensor", "fsdp")),
+        ("table", (97, 64), P(None, "fsdp")),
+        ("whole.table", (64, 64), P("fsdp", None)),
+        ("own", (4, 4096), P("fsdp", None)),  # once
+        ("step", (), P()),
+    ]:
+        assert spec_of(name, shape, LAYOUT, mesh) == cut, (name, shape)
+    assert spec_of("a.kernel", (64, 33), LAYOUT, of(data=2)) == P(None, None)
+    with pytest.raises(ConfigError, match=r"^--mesh tensor=2 .* the 33 of a\.kernel \[64, 33\]; 1, 3, 11, 33 would\.$"):
+        spec_of("a.kernel", (64, 33), LAYOUT, mesh)
+
+    shapes = {"a": {"kernel": jnp.zeros((64, 64))}, "step": jnp.int32(0)}
+    mesh = of(replica=2, fsdp=2)
+    for several, first in ((False, ()), (True, ("replica",))):
+        found = state_shardings(shapes, LAYOUT, mesh, several)
+        assert found["a"]["kernel"].spec == P(*first, "fsdp", None) and found["step"].spec == P(*first)
+    assert state_shardings(shapes, None, mesh, True)["step"].spec == P("replica")  # without a layout as well
+
+
+def test_how_a_batch_is_cut():
+    def cut(rows, length, **sizes):
+        found = batch_shardings({"a": jax.ShapeDtypeStruct((rows, length), "float32")}, LAYOUT, of(**sizes))["a"]
+        assert stacked(found).spec == P(None, *found.spec)
+        return found.spec
+
+    assert cut(8, 16, data=2, fsdp=2, context=2) == P(("data", "fsdp"), "context")
+    assert cut(8, 15, data=2, tensor=2) == P("data", None)
+    with pytest.raises(ConfigError, match=r"^--mesh data=2,fsdp=2 .* the 6 examples of a step; 4 or 8 would do\.$"):
+        cut(6, 16, data=2, fsdp=2)
+    with pytest.raises(ConfigError, match=r"^--mesh context=4 does not divide a length of 3; 4 or 8 would do\.$"):
+        cut(8, 3, context=4)
+
+
+@pytest.mark.devices(8)
+def test_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys):
+    """Four arrays of 64 x 64 numbers, two of them parameters, a quarter on each device."""
+
+    def said(module, *arguments):
+        code = exit_code(module, "--runs", tmp_path, "--name", "a", *arguments)
+        assert not list(tmp_path.iterdir())
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    code, text, _ = said(network, "--mesh", "data=2,fsdp=4", "--explain-mesh", 1)
+    words = [line.split() for line in text.splitlines()]
+    assert code == 0 and words[1] == ["params.a", "(64,", "64)", "fsdp,", "-", "4,096"]
+    assert ["key", "()", "whole", "8"] in words and "on each of 8 device(s):" in text
+    assert ["parameters", "8,192", "bytes,", "0.2500", "of", "all"] in words
+    assert ["momentum", "8,192", "bytes,", "0.2500", "of", "all"] in words
+    experiment = network.experiment(network.Config())
+    programs = Programs(experiment, members(experiment.hypers, (), 0, 1), make_mesh(parse("data=2,fsdp=4")))
+    plan = programs.compiled_step(first_batch(experiment)).memory_analysis()
+    whole = plan.argument_size_in_bytes + plan.temp_size_in_bytes
+    state = 4 * 4096 + 8 + 4  # momentum and parameters, a key and a learning rate
+    assert ["a", "step", f"{whole - state:,}", "bytes:"] in [line[:4] for line in words]
+    assert words[-1] == ["together", f"{whole:,}", "bytes:", f"{whole / 1e9:.3g}", "GB", "fits", "1", "GB"]
+    assert [*explained(programs, first_batch(experiment), 1e-5)][-1].endswith("GB does not fit 1e-05 GB")
+
+    for module, mesh, line in [
+        (network, "data=3", "does not divide the 16 examples of a step; 15 or 18 would do."),
+        (network, "tensor=2", ": this experiment cannot use tensor; it can replica, data, fsdp."),
+        (network, "data=16", " is of 16 devices; there are 8."),
+        (gpt, "tensor=3", "does not divide the model's 4 heads; 1, 2, 4 would."),
+    ]:
+        code, _, text = said(module, "--mesh", mesh, *(("--model.dim", 96) if module is gpt else ()))
+        assert code == 2 and text.count("\n") == 1 and f"--mesh {mesh}" in text and line in text, text

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import gpt
+from jaxarch.gan.game import latents_of
+from jaxarch.gan.layout import examples
+from jaxarch.gan.layout import used as gan_used
+from jaxarch.gan.minibatch import minibatch_deviation
+from jaxarch.gan.normalization import batch_norm
+from jaxarch.rl.layout import grouped, shuffled
 from jaxarch.run import ConfigError
+from jaxarch.run.collectives import collectives
 from jaxarch.run.command import first_batch
 from jaxarch.run.explain import explained
 from jaxarch.run.mesh import (
     BATCH,
     batch_shardings,
     check_axes,
+    gathered,
     make_mesh,
     parse,
+    pinned,
+    present,
+    size_of,
     spec_of,
     stacked,
     state_shardings,
 )
 from jaxarch.run.program import Programs, members
 from jaxarch.run.protocol import Layout
+from jaxarch.transformer.layout import IN_LAYERS, residual, scores
+from jaxarch.transformer.layout import used as transformer_used
 from tests.run.running import exit_code
 from tests.run.sketches import network
 
@@ -141,8 +157,7 @@ def test_how_a_batch_is_cut():
         cut(8, 3, context=4)
 
 
-@pytest.mark.devices(8)
-def test_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys):
+def check_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys):
     """Four arrays of 64 x 64 numbers, two of them parameters, a quarter on each device."""
 
     def said(module, *arguments):
@@ -174,3 +189,99 @@ def test_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys)
     ]:
         code, _, text = said(module, "--mesh", mesh, *(("--model.dim", 96) if module is gpt else ()))
         assert code == 2 and text.count("\n") == 1 and f"--mesh {mesh}" in text and line in text, text
+
+
+def check_pinned():
+    """Without a mesh nothing is done; on one the result lies as it was told to."""
+
+    def lies(function, given, *cut, like=()):
+        """Whether the result of a compiled function is cut so. like: how what it is given is cut."""
+        mesh = jax.sharding.get_mesh()
+        given = jax.device_put(given, NamedSharding(mesh, P(*like)))
+        found = jax.tree.leaves(jax.jit(function)(given))[0]
+        return found.sharding.is_equivalent_to(NamedSharding(mesh, P(*cut)), found.ndim)
+
+    x, of_two = jnp.ones((8, 4, 6)), ("data", "fsdp")
+    assert pinned(x, BATCH) is x and gathered({"x": x}, LAYOUT)["x"] is x and size_of(BATCH) == 1
+    with jax.set_mesh(make_mesh(parse("data=2,fsdp=2,context=2"))):
+        assert lies(lambda x: pinned(2 * x, BATCH, None, "context"), x, of_two, None, "context")
+        assert lies(lambda x: pinned(2 * x, None, "tensor"), x, like=(None, "context"))
+        assert lies(lambda x: residual(2 * x), x, of_two, "context")
+        assert lies(lambda x: residual(2 * x), x, of_two, "context", like=("data", None, "fsdp"))
+        assert lies(lambda x: examples(2 * x), x, of_two)
+        assert lies(gan_used, {"a": x}, like=("fsdp",))
+    with jax.set_mesh(make_mesh(parse("fsdp=2,tensor=2"))):
+        assert lies(lambda x: scores(2 * x), x, "fsdp", None, "tensor")
+        assert lies(lambda x: scores(2 * x), x[..., :5], "fsdp")  # not a vocabulary that it does not divide
+        kernel = {"layers_0": {"query": {"kernel": jnp.ones((4, 6))}}}
+        assert lies(transformer_used, kernel, None, "tensor", like=("fsdp", "tensor"))
+        assert lies(lambda tree: transformer_used(tree, IN_LAYERS), kernel, "fsdp", "tensor", like=("fsdp", "tensor"))
+        bias = {"layers_0": {"query": {"bias": jnp.ones(6)}}}
+        assert lies(transformer_used, bias, "tensor", like=("fsdp",))
+
+
+class Drawn(nn.Module):
+    latent_dim: int = 3
+
+
+def check_statistics_are_over_the_whole_batch():
+    """And what is drawn for it is another for each example, and the same whatever the mesh."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(np.arange(8)[:, None, None, None], size=(8, 3, 3, 4)).astype(np.float32)
+    latents = latents_of(Drawn(), jax.random.key(0), 8)
+
+    def all_of_it(x):
+        norm, of_batch = batch_norm(x, jnp.ones(4), jnp.zeros(4), 0.0), minibatch_deviation(x)
+        return norm, of_batch, latents_of(Drawn(), jax.random.key(0), 8)
+
+    for text in ("data=8", "data=2,fsdp=2"):
+        mesh = make_mesh(parse(text))
+        with jax.set_mesh(mesh):
+            given = jax.device_put(x, NamedSharding(mesh, P(present(BATCH, mesh))))
+            (normalized, mean, variance), of_batch, drawn = jax.jit(all_of_it)(given)
+        np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(variance, x.var((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(normalized, (x - x.mean((0, 1, 2))) / x.std((0, 1, 2)), rtol=1e-4, atol=1e-5)
+        deviation = np.sqrt(x.reshape(4, 2, 3, 3, 4).var(0) + 1e-8).mean(
+            (1, 2, 3)
+        )  # of examples 0, 2, 4, 6; the others
+        np.testing.assert_allclose(of_batch[:, 0, 0, 4], np.tile(deviation, 4), rtol=1e-5)
+        np.testing.assert_array_equal(drawn, latents)
+    assert len(np.unique(latents)) == 24
+
+
+def check_minibatches_are_of_groups():
+    """Each has as many steps of each group, in the group's own order; nothing is sent where a device has its groups."""
+    time, envs, minibatches = 4, 8, 2
+    steps, rng = np.arange(time * envs * 2).reshape(time, envs, 2), np.random.default_rng(0)
+    for groups, text in ((1, ""), (2, ""), (4, "data=4"), (8, "data=4")):
+        order = np.stack([rng.permutation(time * envs // groups) for _ in range(groups)])
+        own = [steps[:, envs_].reshape(-1, 2) for envs_ in np.split(np.arange(envs), groups)]
+        apart = [np.split(few[turned], minibatches) for few, turned in zip(own, order, strict=True)]
+        wanted = [np.concatenate([of_group[number] for of_group in apart]) for number in range(minibatches)]
+        given: list = [steps, order]
+
+        def formed(steps, order, groups=groups):
+            return shuffled(grouped(steps, groups), order, minibatches)
+
+        with jax.set_mesh(make_mesh(parse(text))) if text else contextlib.nullcontext():
+            if text:
+                mesh = jax.sharding.get_mesh()
+                cuts = P(None, "data"), P("data")
+                given = [jax.device_put(x, NamedSharding(mesh, cut)) for x, cut in zip(given, cuts, strict=True)]
+            compiled = jax.jit(formed).trace(*given).lower().compile()
+            np.testing.assert_array_equal(compiled(*given), wanted)
+            assert not collectives(compiled.as_text())
+            if text:
+                assert compiled(*given).sharding.is_equivalent_to(NamedSharding(mesh, P(None, "data")), 3)
+                with pytest.raises(ConfigError, match="^--mesh data=4 does not divide --agent.groups 2; 4 would do.$"):
+                    grouped(steps, 2)
+
+
+@pytest.mark.devices(8)
+def test_on_eight_devices(tmp_path, capsys):
+    """One process for all of them, since its start takes longer than they do."""
+    check_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys)
+    check_pinned()
+    check_statistics_are_over_the_whole_batch()
+    check_minibatches_are_of_groups()

@@ -32,6 +32,7 @@ from jaxarch.run.mesh import (
     make_mesh,
     parse,
     pinned,
+    placed,
     present,
     size_of,
     spec_of,
@@ -220,6 +221,17 @@ def check_pinned():
         assert lies(transformer_used, bias, "tensor", like=("fsdp",))
 
 
+def check_placed():
+    """Keys too, which are no arrays of numbers; what a key draws stays."""
+    mesh = make_mesh(parse("data=4,fsdp=2"))
+    tree = {"keys": jax.random.split(jax.random.key(3), 8), "numbers": jnp.arange(8.0)}
+    found = placed(tree, jax.tree.map(lambda _: NamedSharding(mesh, P(("data", "fsdp"))), tree))
+    for name, leaf in found.items():
+        assert leaf.addressable_data(3).shape == (1,) and len(leaf.devices()) == 8
+        draws = [jax.random.key_data(each) if name == "keys" else each for each in (leaf, tree[name])]
+        np.testing.assert_array_equal(*draws)
+
+
 class Drawn(nn.Module):
     latent_dim: int = 3
 
@@ -283,5 +295,6 @@ def test_on_eight_devices(tmp_path, capsys):
     """One process for all of them, since its start takes longer than they do."""
     check_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys)
     check_pinned()
+    check_placed()
     check_statistics_are_over_the_whole_batch()
     check_minibatches_are_of_groups()

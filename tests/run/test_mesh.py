@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,12 +15,12 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import gpt
+from jaxarch.attention import attention
+from jaxarch.gan import layout as gan
 from jaxarch.gan.game import latents_of
-from jaxarch.gan.layout import examples
-from jaxarch.gan.layout import used as gan_used
 from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.normalization import batch_norm
-from jaxarch.rl.layout import grouped, shuffled
+from jaxarch.rl import layout as rl
 from jaxarch.run import ConfigError
 from jaxarch.run.collectives import collectives
 from jaxarch.run.command import first_batch
@@ -41,8 +42,9 @@ from jaxarch.run.mesh import (
 )
 from jaxarch.run.program import Programs, members
 from jaxarch.run.protocol import Layout
-from jaxarch.transformer.layout import IN_LAYERS, residual, scores
-from jaxarch.transformer.layout import used as transformer_used
+from jaxarch.transformer import layout as transformer
+from jaxarch.transformer.attention import spread
+from jaxarch.transformer.layout import IN_LAYERS
 from tests.run.running import exit_code
 from tests.run.sketches import network
 
@@ -158,6 +160,34 @@ def test_how_a_batch_is_cut():
         cut(8, 3, context=4)
 
 
+def test_how_families_are_cut():
+    """What none of their losses shows: on which device what lies."""
+    mesh, batch = of(data=2, fsdp=2, tensor=2, context=2), {"a": jax.ShapeDtypeStruct((8, 16), "int32")}
+    for layout, cut in (
+        (transformer.LAYOUT, P(("data", "fsdp"), "context")),
+        (transformer.PICTURES, P(("data", "fsdp"), None)),
+        (gan.LAYOUT, P(("data", "fsdp"), None)),
+    ):
+        assert batch_shardings(batch, layout, mesh)["a"].spec == cut
+    for layout, axis in ((transformer.PICTURES, "context"), (gan.LAYOUT, "tensor"), (rl.LAYOUT, "fsdp")):
+        with pytest.raises(ConfigError, match=f"this experiment cannot use {axis}"):
+            check_axes(layout, {axis: 2}, 1)
+    for layout, name, shape, cut in [
+        (transformer.LAYOUT, "params.layers_0.attention.key.bias", (6,), P("tensor")),
+        (transformer.LAYOUT, "params.layers.feed_forward.gate.bias", (2, 6), P(None, "tensor")),
+        (transformer.LAYOUT, "params.layers_0.attention.out.bias", (6,), P(None)),
+        (transformer.LAYOUT, "opt_state.0.mu.layers_1.feed_forward.up.kernel", (64, 128), P("fsdp", "tensor")),
+        (transformer.LAYOUT, "params.embedding.embedding", (65, 64), P(None, "fsdp")),
+        (rl.LAYOUT, "world.state.position", (8, 2), P("data", None)),
+        (rl.LAYOUT, "learner.under_way", (8,), P("data")),
+        (rl.LAYOUT, "learner.replay.observation", (9, 8, 4), P(None, "data", None)),
+        (rl.LAYOUT, "learner.replay.finals.observation", (8, 9, 4), P("data", None, None)),
+        (rl.LAYOUT, "learner.replay.priorities", (64,), P(None)),
+        (rl.LAYOUT, "learner.params.layers_0.kernel", (4, 8), P(None, None)),
+    ]:
+        assert spec_of(name, shape, layout, mesh) == cut, name
+
+
 def check_what_is_explained_and_what_is_refused_leave_no_folder(tmp_path, capsys):
     """Four arrays of 64 x 64 numbers, two of them parameters, a quarter on each device."""
 
@@ -207,18 +237,24 @@ def check_pinned():
     with jax.set_mesh(make_mesh(parse("data=2,fsdp=2,context=2"))):
         assert lies(lambda x: pinned(2 * x, BATCH, None, "context"), x, of_two, None, "context")
         assert lies(lambda x: pinned(2 * x, None, "tensor"), x, like=(None, "context"))
-        assert lies(lambda x: residual(2 * x), x, of_two, "context")
-        assert lies(lambda x: residual(2 * x), x, of_two, "context", like=("data", None, "fsdp"))
-        assert lies(lambda x: examples(2 * x), x, of_two)
-        assert lies(gan_used, {"a": x}, like=("fsdp",))
+        assert lies(lambda x: transformer.residual(2 * x), x, of_two, "context")
+        assert lies(lambda x: transformer.residual(2 * x), x, of_two, "context", like=("data", None, "fsdp"))
+        assert lies(lambda x: gan.examples(2 * x), x, of_two)
+        assert lies(gan.used, {"a": x}, like=("fsdp",))
     with jax.set_mesh(make_mesh(parse("fsdp=2,tensor=2"))):
-        assert lies(lambda x: scores(2 * x), x, "fsdp", None, "tensor")
-        assert lies(lambda x: scores(2 * x), x[..., :5], "fsdp")  # not a vocabulary that it does not divide
+        assert lies(lambda x: transformer.scores(2 * x), x, "fsdp", None, "tensor")
+        assert lies(lambda x: transformer.scores(2 * x), x[..., :5], "fsdp")  # not a vocabulary that it does not divide
         kernel = {"layers_0": {"query": {"kernel": jnp.ones((4, 6))}}}
-        assert lies(transformer_used, kernel, None, "tensor", like=("fsdp", "tensor"))
-        assert lies(lambda tree: transformer_used(tree, IN_LAYERS), kernel, "fsdp", "tensor", like=("fsdp", "tensor"))
+        assert lies(transformer.used, kernel, None, "tensor", like=("fsdp", "tensor"))
+        assert lies(
+            lambda tree: transformer.used(tree, IN_LAYERS),
+            kernel,
+            "fsdp",
+            "tensor",
+            like=("fsdp", "tensor"),
+        )
         bias = {"layers_0": {"query": {"bias": jnp.ones(6)}}}
-        assert lies(transformer_used, bias, "tensor", like=("fsdp",))
+        assert lies(transformer.used, bias, "tensor", like=("fsdp",))
 
 
 def check_placed():
@@ -274,7 +310,7 @@ def check_minibatches_are_of_groups():
         given: list = [steps, order]
 
         def formed(steps, order, groups=groups):
-            return shuffled(grouped(steps, groups), order, minibatches)
+            return rl.shuffled(rl.grouped(steps, groups), order, minibatches)
 
         with jax.set_mesh(make_mesh(parse(text))) if text else contextlib.nullcontext():
             if text:
@@ -287,7 +323,42 @@ def check_minibatches_are_of_groups():
             if text:
                 assert compiled(*given).sharding.is_equivalent_to(NamedSharding(mesh, P(None, "data")), 3)
                 with pytest.raises(ConfigError, match="^--mesh data=4 does not divide --agent.groups 2; 4 would do.$"):
-                    grouped(steps, 2)
+                    rl.grouped(steps, 2)
+
+
+def check_attention_is_spread():
+    """What one device makes of the same, whether the mesh cuts heads, positions and examples, or cannot."""
+    rng = np.random.default_rng(0)
+    q, k, v, of_heads, of_examples = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((4, 8, 4, 2), (4, 8, 2, 2), (4, 8, 2, 2), (1, 4, 8, 8), (4, 1, 8, 8))
+    )
+    segments = np.repeat([[0, 0, 1], [0, 1, 1], [0, 0, 0], [2, 1, 0]], [3, 2, 3], axis=1).astype(np.int32)
+    packed = {"q_segments": segments, "kv_segments": segments}
+    cases = {
+        "data=2,tensor=2,context=2": ({"causal": True, **packed}, packed),
+        "data=2,fsdp=2,tensor=2": ({"bias": of_heads}, {"causal": True, "bias": of_examples, **packed}),
+    }
+    dense = jax.jit(partial(attention, implementation="dense"), static_argnames="causal")
+
+    def close(given, options):
+        found = jax.jit(spread, static_argnames="causal")(*given, **options)
+        np.testing.assert_allclose(found, dense(*given, **options), rtol=1e-4, atol=1e-5)
+
+    for text, every in cases.items():
+        with jax.set_mesh(make_mesh(parse(text))):
+            for options in every:
+                close((q, k, v), options)
+            close((q[:3, :7], k[:3, :7], v[:3, :7]), {"causal": True})  # as in an evaluation
+    for text, message, heads, length, bias in [
+        ("tensor=4", r"tensor=4 does not divide the model's 2 heads of keys; 1, 2 would\.", 4, 8, None),
+        ("tensor=4", r"tensor=4 does not divide the model's 6 heads; 1, 2, 3, 6 would\.", 6, 8, None),
+        ("context=2", "context: ring attention takes no bias", 4, 8, of_heads),
+        ("context=2", "context=2: .* an early and a late part .* 6 are not 4 equal parts", 4, 6, None),
+    ]:
+        given = np.ones((4, length, heads, 2), np.float32), k[:, :length], v[:, :length], None, None, bias
+        with jax.set_mesh(make_mesh(parse(text))), pytest.raises(ConfigError, match=f"^--mesh {message}"):
+            jax.eval_shape(partial(spread, causal=True), *given)
 
 
 @pytest.mark.devices(8)
@@ -298,3 +369,4 @@ def test_on_eight_devices(tmp_path, capsys):
     check_placed()
     check_statistics_are_over_the_whole_batch()
     check_minibatches_are_of_groups()
+    check_attention_is_spread()

@@ -99,6 +99,17 @@ class Device:
     device_kind: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Chip(Device):
+    """One of a TPU slice, by its place in the torus."""
+
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    slice_index: int = 0
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
 def test_over_hosts_the_first_axis_that_can_be_is_cut(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
 
@@ -111,6 +122,10 @@ def test_over_hosts_the_first_axis_that_can_be_is_cut(monkeypatch):
     assert hosts(4, data=2, tensor=4) == [[0] * 4, [1] * 4]
     assert hosts(4, data=4, tensor=2) == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert hosts(3, data=3, tensor=2) == [[0, 1]] * 3  # three do not go over two hosts
+    # Two slices of 4 x 4 chips, four a host. Eight of `tensor` are a side of the torus and half of the other.
+    chips = [Chip(i, i // 4, slice_index=i // 16, coords=(i % 4, i % 16 // 4, 0)) for i in range(32)]
+    rows = make_mesh({"data": 4, "tensor": 8}, chips).devices
+    assert [{chip.slice_index for chip in row} for row in rows] == [{0}, {0}, {1}, {1}]
     devices = [Device(number, number // 2) for number in range(4)]
     for size in (2, 8):  # of several processes none is left without a device
         with pytest.raises(ConfigError, match=f"^--mesh data={size} is of {size} devices; there are 4.$"):

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
+from jaxarch.run import processes
 from tests.run.running import assert_same, log
 from tests.run.several import MESH, MODULE, Several, free_port, several, wait_for
 
@@ -154,6 +156,15 @@ def test_what_is_missing_to_find_the_others_is_said(arguments, line):
     at = ("--coordinator", f"localhost:{free_port()}") if arguments else ()
     done = alone("--distributed", *at, *arguments)
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_a_dead_process_is_missed_soon(monkeypatch):
+    """Within 90 seconds all are to have ended: the heartbeat that is missed, and then the wait for the others."""
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: given.update(options, place=place))
+    processes.join("localhost:1", 2, 1)
+    assert given["place"] == ("localhost:1", 2, 1)
+    assert 10 <= given["heartbeat_timeout_seconds"] <= 45 >= given["shutdown_timeout_seconds"]
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

@@ -348,11 +348,14 @@ def check_attention_is_spread():
         rng.normal(size=shape).astype(np.float32)
         for shape in ((4, 8, 4, 2), (4, 8, 2, 2), (4, 8, 2, 2), (1, 4, 8, 8), (4, 1, 8, 8))
     )
-    segments = np.repeat([[0, 0, 1], [0, 1, 1], [0, 0, 0], [2, 1, 0]], [3, 2, 3], axis=1).astype(np.int32)
-    packed = {"q_segments": segments, "kv_segments": segments}
+    segments, of_keys = (
+        np.repeat([[0, 0, 1], [0, 1, 1], [0, 0, 0], [2, 1, 0]], lengths, axis=1).astype(np.int32)
+        for lengths in ([3, 2, 3], [2, 4, 2])
+    )
+    packed, crossed = ({"q_segments": segments, "kv_segments": keys} for keys in (segments, of_keys))
     cases = {
-        "data=2,tensor=2,context=2": ({"causal": True, **packed}, packed),
-        "data=2,fsdp=2,tensor=2": ({"bias": of_heads}, {"causal": True, "bias": of_examples, **packed}),
+        "data=2,tensor=2,context=2": ({"causal": True, **packed}, crossed),
+        "data=2,fsdp=2,tensor=2": ({"bias": of_heads, **crossed}, {"causal": True, "bias": of_examples, **packed}),
     }
     dense = jax.jit(partial(attention, implementation="dense"), static_argnames="causal")
 

@@ -41,7 +41,7 @@ def parse(text: str) -> dict[str, int]:
             raise ConfigError(f"--mesh {text}: there is no axis {name!r}; there are {', '.join(AXES)}.")
         if name in sizes:
             raise ConfigError(f"--mesh {text}: {name} stands twice.")
-        if not number.isdigit() or int(number) < 1:
+        if not number.isdecimal() or int(number) < 1:
             raise ConfigError(f"--mesh {text}: {name} is not a number of devices; write it as --mesh {name}=2.")
         sizes[name] = int(number)
     return {name: sizes[name] for name in AXES if name in sizes}

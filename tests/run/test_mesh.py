@@ -71,6 +71,7 @@ def test_how_it_is_written():
         "data=2,data=4": "data stands twice.",
         "data=0": "data is not a number of devices; write it as --mesh data=2.",
         "data=-2": "data is not a number",
+        "data=²": "data is not a number",
         "data": "data is not a number",
     }.items():
         with pytest.raises(ConfigError, match=f"^--mesh {text}: {message}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,8 +22,8 @@ from jaxarch.gan.game import latents_of
 from jaxarch.gan.minibatch import minibatch_deviation
 from jaxarch.gan.normalization import batch_norm
 from jaxarch.rl import layout as rl
-from jaxarch.run import ConfigError
-from jaxarch.run.collectives import collectives
+from jaxarch.run import ConfigError, Experiment
+from jaxarch.run.collectives import axes, collectives
 from jaxarch.run.command import first_batch
 from jaxarch.run.explain import explained
 from jaxarch.run.mesh import (
@@ -380,6 +381,28 @@ def check_attention_is_spread():
             jax.eval_shape(partial(spread, causal=True), *given)
 
 
+class Attending(NamedTuple):
+    params: Any
+
+
+def check_members_attend_by_themselves():
+    """What a member's heads take, 1,024 bytes of an example, is not sent to another's devices."""
+
+    def step(state, batch, index):
+        out = spread(state.params, state.params, state.params, causal=True)
+        return Attending(out), {"train/loss": out.mean()}
+
+    experiment = Experiment(
+        lambda key, hypers: Attending(jax.random.normal(key, (2, 16, 4, 8))),
+        step,
+        lambda state, key: {"val/loss": state.params.mean()},
+        layout=Layout(axes=("data", "tensor"), state=((r"^params$", ("data", None, "tensor")),)),
+    )
+    mesh = make_mesh(parse("replica=2,data=2,tensor=2"))
+    text = Programs(experiment, members((), (), 0, 2), mesh).compiled_step(None).as_text()
+    assert [one for one in collectives(text) if "replica" in axes(one, mesh.shape) and one.bytes > 100] == []
+
+
 @pytest.mark.devices(8)
 def test_on_eight_devices(tmp_path, capsys):
     """One process for all of them, since its start takes longer than they do."""
@@ -389,3 +412,4 @@ def test_on_eight_devices(tmp_path, capsys):
     check_statistics_are_over_the_whole_batch()
     check_minibatches_are_of_groups()
     check_attention_is_spread()
+    check_members_attend_by_themselves()

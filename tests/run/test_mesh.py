@@ -256,6 +256,7 @@ def check_pinned():
         assert lies(lambda x: pinned(2 * x, None, "tensor"), x, like=(None, "context"))
         assert lies(lambda x: transformer.residual(2 * x), x, of_two, "context")
         assert lies(lambda x: transformer.residual(2 * x), x, of_two, "context", like=("data", None, "fsdp"))
+        assert lies(lambda x: transformer.scores(2 * x), x, of_two, "context")
         assert lies(lambda x: gan.examples(2 * x), x, of_two)
         assert lies(gan.used, {"a": x}, like=("fsdp",))
     with jax.set_mesh(make_mesh(parse("fsdp=2,tensor=2"))):

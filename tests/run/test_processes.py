@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -165,6 +166,14 @@ def test_a_dead_process_is_missed_soon(monkeypatch):
     processes.join("localhost:1", 2, 1)
     assert given["place"] == ("localhost:1", 2, 1)
     assert 10 <= given["heartbeat_timeout_seconds"] <= 45 >= given["shutdown_timeout_seconds"]
+
+
+def test_one_that_ends_alone_does_not_wait_for_the_others(monkeypatch):
+    """As it would by Python's own way out, where `jax.distributed` waits until all are there."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    processes.end(3)
+    assert codes == [3]
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

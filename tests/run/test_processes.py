@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from jaxarch.run import processes
+from jaxarch.run.command import exits
 from tests.run.running import assert_same, log
 from tests.run.several import MESH, MODULE, Several, free_port, several, wait_for
 
@@ -38,6 +39,7 @@ def test_only_the_first_prints_and_writes(whole):
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json", "samples"
     }  # fmt: skip
+    assert {path.name for path in (folder / "samples").rglob("*.txt")} == {"largest-0.txt"}
     assert all("val/largest" in line for line in log(folder) if line["step"] % 4 == 0)  # of the first's report
 
 
@@ -174,6 +176,23 @@ def test_one_that_ends_alone_does_not_wait_for_the_others(monkeypatch):
     monkeypatch.setattr(os, "_exit", codes.append)
     processes.end(3)
     assert codes == [3]
+
+
+def test_one_whose_peer_is_gone_says_it_in_a_line(monkeypatch, capsys):
+    """And of what is a mistake in the program all that is known."""
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    for said, line in (
+        (
+            "UNKNOWN: Gloo AllReduce failed: [pair.cc:547] Connection closed by peer [::1]:7946",
+            "another process is",
+        ),
+        ("no such thing", "Traceback"),
+    ):
+        with pytest.raises(SystemExit, match="^1$"), exits("network"):
+            raise ValueError(said)
+        err = capsys.readouterr().err
+        assert line in err and (err.count("\n") == 1) == (line != "Traceback")
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

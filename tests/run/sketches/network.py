@@ -93,7 +93,7 @@ def experiment(config: Config) -> Experiment:
         return {"val/loss": jnp.mean((predicted - held_out[:, ::-1]) ** 2)}
 
     def report(state, key, folder: Path):
-        (folder / "largest.txt").write_text(f"{state.params['a'].max():.3f}")
+        (folder / f"largest-{jax.process_index()}.txt").write_text(f"{state.params['a'].max():.3f}")
         return {"val/largest": state.params["a"].max()}
 
     data = grain.MapDataset.source([(x, x[::-1].copy()) for x in xs]).seed(0).shuffle().repeat()

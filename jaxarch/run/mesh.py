@@ -42,7 +42,7 @@ def parse(text: str) -> dict[str, int]:
             raise ConfigError(f"--mesh {text}: there is no axis {name!r}; there are {', '.join(AXES)}.")
         if name in sizes:
             raise ConfigError(f"--mesh {text}: {name} stands twice.")
-        if not number.isdigit() or int(number) < 1:
+        if not number.isdecimal() or int(number) < 1:
             raise ConfigError(f"--mesh {text}: {name} is not a number of devices; write it as --mesh {name}=2.")
         sizes[name] = int(number)
     return {name: sizes[name] for name in AXES if name in sizes}
@@ -71,7 +71,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if len(granules) > 1 and outside == 1:
         by_process = not hasattr(devices[0], "slice_index")
         inner = [size // cut for size, cut in zip(shape, outer, strict=True)]
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
@@ -97,7 +99,7 @@ def check_axes(layout: Layout | None, sizes: Mapping[str, int], replicas: int) -
         )
 
 
-def written(axis: Axis, mesh: Mesh) -> str:
+def written(axis: Axis, mesh: Mesh | AbstractMesh) -> str:
     """An axis as it stands on the command line."""
     return ",".join(f"{name}={mesh.shape[name]}" for name in names_of(axis))
 
@@ -223,7 +225,7 @@ def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh | Abst
     return PartitionSpec(*axes)
 
 
-def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh, several: bool) -> PyTree:
+def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh, several: bool) -> PyTree:
     """Of every array of the state of one member (`shapes`); with `several`, of all members together."""
     layout = layout or Layout()
 
@@ -234,7 +236,7 @@ def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh, several: 
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh) -> PyTree:
+def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh) -> PyTree:
     """Of the arrays of a batch. Raises ConfigError where the mesh does not divide them."""
     cut = (layout or Layout()).batch
 

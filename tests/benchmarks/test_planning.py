@@ -80,6 +80,21 @@ def test_memory():
     assert wide.gathered == 2 * (1024 * 8 / 2)
 
 
+def test_memory_at_the_fullest_moment_on_a_cpu():
+    """Two devices over fsdp, 64 tokens each: of the layers' 1,152 and each table's 256 numbers one has a half."""
+    stored, own = 4 * 1704 / 2, 4 * (1152 / 2 + 256)
+    # Of a token: 8 x 8 and 4 of the norms; 8 + 8 + 4 + 4 + 8 of attention, 6 x 16, and 4 x (1 + (16 + 64) / 2) weights.
+    layer, gathered = 4 * 64 * (68 + 32 + 96 + 164), 4 * 2 * 256
+    # When the logits have gradients: the last norm's five arrays, the logits twice, all layers and a table once more.
+    at_readout = 2 * layer + 4 * 64 * 5 * 8, 2 * 4 * 64 * 32, gathered + 4 * 1152 + 4 * 256
+    assert memory(TINY, JOB, Mesh(fsdp=2), cpu=True) == (stored, own, 2 * stored, *at_readout)
+    # When the last layer is made again: what enters each layer, that layer and three of 16 and five of 8 gradients.
+    at_layer = 2 * 4 * 64 * 8 + layer + 4 * 64 * (3 * 16 + 5 * 8), 0, gathered + 4 * 576
+    assert memory(TINY, JOB._replace(remat="full"), Mesh(fsdp=2), cpu=True) == (stored, own, 2 * stored, *at_layer)
+    # With a single token: when the gradients are divided.
+    assert memory(TINY, Job(1, 1), Mesh(), cpu=True) == (4 * 1704, 2 * 4 * 1704, 2 * 4 * 1704, 0, 0, 0)
+
+
 def wire(mesh, **job):
     return predict(TINY, JOB._replace(**job), mesh, MACHINES["h100"]).sent()
 
@@ -172,6 +187,7 @@ def test_meshes_are_even_and_the_best_comes_first():
     # Two heads of keys, so 1 or 2 over `tensor`: ways to make 8 of three factors (10), and 4 of three (6).
     assert len(every) == 16
     assert not [*meshes(TINY, JOB._replace(batch=3, length=15), 8)]
+    assert [*meshes(TINY, Job(8, 1), 8)] == [Mesh(context=4, tensor=2)]  # eight tokens are not two halves for each of 8
     machine = MACHINES["h100"]._replace(memory=40e3)
     found = ranked(TINY, JOB, machine, 8)
     assert {each.mesh for each in found} == set(every)

@@ -200,6 +200,35 @@ def test_asynchronous_forms():
     assert (same.bytes, same.wire_bytes, alone.bytes, alone.wire_bytes) == (256, 0, 256, 0)
 
 
+LOOP = """\
+HloModule jit_step, num_partitions=8
+
+%test (c: pred[5]) -> pred[] {
+  %c = pred[5]{0} parameter(0)
+  %any = pred[5]{0} all-reduce(%c), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%or
+  ROOT %go = pred[] custom-call(%any)
+}
+
+%turn (b: pred[5]) -> pred[5] {
+  %b = pred[5]{0} parameter(0)
+  ROOT %next = pred[5]{0} collective-permute(%b), source_target_pairs={{0,1},{1,5},{5,0}}
+}
+
+ENTRY %main (x: pred[5]) -> pred[5] {
+  %x = pred[5]{0} parameter(0)
+  ROOT %loop = pred[5]{0} while(%x), condition=%test, body=%turn, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+def test_a_loop_is_tested_once_more_than_it_turns():
+    """Of truth values, a byte each. What is sent from 0 to 1 goes along `b`, from 1 to 5 along `a`."""
+    turn, test = collectives(LOOP)
+    assert (turn.kind, turn.times, turn.operands) == ("collective-permute", 3, (("pred", 5),))
+    assert (test.kind, test.times, test.operands) == ("all-reduce", 4, (("pred", 5),))
+    assert axes(turn, SHAPE) == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("written", "groups"),
     [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxarch.run.__main__ import main as evaluate_main
+from jaxarch.run.collectives import axes, collectives
 from jaxarch.run.command import first_batch
 from jaxarch.run.loop import batches
 from jaxarch.run.mesh import make_mesh, parse
@@ -62,12 +63,19 @@ def test_saved_on_some_devices_gone_on_with_on_others(tmp_path):
 
 
 def after(mesh, which, steps):
-    """The metrics of the members after some steps, and their parameters."""
+    """The metrics of the members after some steps, and their parameters. On a mesh all but the first step are one
+    dispatch; each device has its members alone, and tells the others no more of them than those metrics.
+    """
     experiment = network.experiment(network.Config(batch_size=8))
     programs = Programs(experiment, which, make_mesh(parse(mesh)) if mesh else None)
     carry = Carry(programs.init(), programs.sums(first_batch(experiment)))
-    for index in range(steps):
-        carry = programs.steps(carry, programs.on_mesh(batches(experiment, index, 1), 0), index)
+    for index, count in [(0, 1), (1, steps - 1)] if mesh else [(index, 1) for index in range(steps)]:
+        carry = programs.steps(carry, programs.on_mesh(batches(experiment, index, count), 0), index)
+    if mesh:
+        cut, own = programs.mesh.shape, carry.state.params["a"].addressable_data(0).shape
+        assert own == (len(which) // cut["replica"], 64 // cut.get("fsdp", 1), 64)
+        found = collectives(programs.compiled_step(first_batch(experiment)).as_text())
+        assert [one for one in found if "replica" in axes(one, cut) and one.bytes > 200] == []
     return divide(carry.sums)["train/loss"], np.asarray(carry.state.params["a"])
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
+from jaxarch.run import processes
+from jaxarch.run.command import exits
 from tests.run.running import assert_same, log
 from tests.run.several import MESH, MODULE, Several, free_port, several, wait_for
 
@@ -35,6 +39,7 @@ def test_only_the_first_prints_and_writes(whole):
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json", "samples"
     }  # fmt: skip
+    assert {path.name for path in (folder / "samples").rglob("*.txt")} == {"largest-0.txt"}
     assert all("val/largest" in line for line in log(folder) if line["step"] % 4 == 0)  # of the first's report
 
 
@@ -154,6 +159,40 @@ def test_what_is_missing_to_find_the_others_is_said(arguments, line):
     at = ("--coordinator", f"localhost:{free_port()}") if arguments else ()
     done = alone("--distributed", *at, *arguments)
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_a_dead_process_is_missed_soon(monkeypatch):
+    """Within 90 seconds all are to have ended: the heartbeat that is missed, and then the wait for the others."""
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: given.update(options, place=place))
+    processes.join("localhost:1", 2, 1)
+    assert given["place"] == ("localhost:1", 2, 1)
+    assert 10 <= given["heartbeat_timeout_seconds"] <= 45 >= given["shutdown_timeout_seconds"]
+
+
+def test_one_that_ends_alone_does_not_wait_for_the_others(monkeypatch):
+    """As it would by Python's own way out, where `jax.distributed` waits until all are there."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    processes.end(3)
+    assert codes == [3]
+
+
+def test_one_whose_peer_is_gone_says_it_in_a_line(monkeypatch, capsys):
+    """And of what is a mistake in the program all that is known."""
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    for said, line in (
+        (
+            "UNKNOWN: Gloo AllReduce failed: [pair.cc:547] Connection closed by peer [::1]:7946",
+            "another process is",
+        ),
+        ("no such thing", "Traceback"),
+    ):
+        with pytest.raises(SystemExit, match="^1$"), exits("network"):
+            raise ValueError(said)
+        err = capsys.readouterr().err
+        assert line in err and (err.count("\n") == 1) == (line != "Traceback")
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxarch.run import ConfigError, Experiment, Mean, main
-from jaxarch.run.mesh import BATCH
+from jaxarch.run.mesh import BATCH, pinned
 from jaxarch.run.protocol import Layout
 
 WIDTH = 64  # of a layer: its 4,096 numbers are as many as are cut
@@ -77,9 +77,10 @@ def experiment(config: Config) -> Experiment:
     def step(state, batch, index):
         x, y = batch
         noise = jax.random.normal(jax.random.fold_in(state.key, index), x.shape) / 8
+        noisy = pinned(x + noise, BATCH)
 
         def objective(params):
-            return jnp.mean((jnp.tanh((x + noise) @ params["a"]) @ params["b"] - y) ** 2)
+            return jnp.mean((jnp.tanh(noisy @ params["a"]) @ params["b"] - y) ** 2)
 
         loss, grads = jax.value_and_grad(objective)(state.params)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state.momentum, grads)
@@ -92,7 +93,7 @@ def experiment(config: Config) -> Experiment:
         return {"val/loss": jnp.mean((predicted - held_out[:, ::-1]) ** 2)}
 
     def report(state, key, folder: Path):
-        (folder / "largest.txt").write_text(f"{state.params['a'].max():.3f}")
+        (folder / f"largest-{jax.process_index()}.txt").write_text(f"{state.params['a'].max():.3f}")
         return {"val/largest": state.params["a"].max()}
 
     data = grain.MapDataset.source([(x, x[::-1].copy()) for x in xs]).seed(0).shuffle().repeat()

@@ -41,7 +41,7 @@ def parse(text: str) -> dict[str, int]:
             raise ConfigError(f"--mesh {text}: there is no axis {name!r}; there are {', '.join(AXES)}.")
         if name in sizes:
             raise ConfigError(f"--mesh {text}: {name} stands twice.")
-        if not number.isdigit() or int(number) < 1:
+        if not number.isdecimal() or int(number) < 1:
             raise ConfigError(f"--mesh {text}: {name} is not a number of devices; write it as --mesh {name}=2.")
         sizes[name] = int(number)
     return {name: sizes[name] for name in AXES if name in sizes}
@@ -60,7 +60,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     text = ",".join(f"{name}={size}" for name, size in sizes.items())
     if needed > len(devices) or (needed < len(devices) and jax.process_count() > 1):
         raise ConfigError(f"--mesh {text} is of {needed} devices; there are {len(devices)}.")
-    devices = devices[:needed]
+    some, devices = needed < len(devices), devices[:needed]
     granules = {getattr(device, "slice_index", device.process_index) for device in devices}
     outer = [1] * len(shape)
     outside = len(granules)
@@ -70,7 +70,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if len(granules) > 1 and outside == 1:
         by_process = not hasattr(devices[0], "slice_index")
         inner = [size // cut for size, cut in zip(shape, outer, strict=True)]
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
+        )
+    elif some:  # of one host's, which lie in no torus
+        grid = np.array(devices).reshape(shape)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))

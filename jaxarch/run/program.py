@@ -223,7 +223,7 @@ class Programs:
             return closed(function, *arguments)
         traced: list[Closed] = []
 
-        def trace(number: Array) -> Array:
+        def trace(number: Any) -> Any:
             traced.append(closed(function, *arguments))
             return number
 

@@ -24,6 +24,7 @@ for ((start = 0; start <= most; start++)); do
     gcloud compute tpus tpu-vm ssh "$POD" --zone "$ZONE" --worker=all --command "$command"
     code=$?
     [ $code -eq 0 ] && echo "$name is finished" && exit 0
+    [ $code -eq 2 ] && echo "$name: the command is wrong (exit code 2), it is not started again" >&2 && exit 2
     echo "$name ended with $code; new start in $pause seconds, $((start + 1)) of at most $most" >&2
     # The hosts that are left notice a dead one, end, and give their chips back.
     sleep "$pause"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Int, PyTree
 
-from jaxarch.run.mesh import pinned, size_of
+from jaxarch.run.mesh import divisors, pinned, size_of
 from jaxarch.run.protocol import ConfigError, Layout
 
 LAYOUT = Layout(
@@ -22,6 +22,12 @@ LAYOUT = Layout(
         (r"^learner\.replay\.", (None, "data")),
     ),
 )
+
+
+def check_envs(envs: int) -> None:
+    """Raises ConfigError where the mesh does not divide the environments."""
+    if envs % size_of("data"):
+        raise ConfigError(f"--mesh data={size_of('data')} does not divide --envs {envs}; {divisors(envs)} would.")
 
 
 def grouped(tree: PyTree, groups: int) -> PyTree:

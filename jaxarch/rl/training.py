@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 from jaxarch.rl.agent import Agent
 from jaxarch.rl.collecting import advance, begin, collect
 from jaxarch.rl.environments import LONGEST, Environment
-from jaxarch.rl.layout import LAYOUT
+from jaxarch.rl.layout import LAYOUT, check_envs
 from jaxarch.run import ConfigError, Experiment, Hypers, Index, Metrics
 
 EPISODES = 32  # of an evaluation, by each policy
@@ -84,6 +84,7 @@ def make_experiment(
     check_hypers(hypers)
 
     def init(key: Key[Array, ""], hypers: Hypers) -> RLState:
+        check_envs(envs)
         learner_key, world_key, key = jax.random.split(key, 3)
         return RLState(agent.init(learner_key, hypers), begin(environment, agent, envs, world_key), key, hypers)
 

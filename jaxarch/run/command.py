@@ -167,7 +167,7 @@ def join(arguments: Sequence[str]) -> None:
     numbers: list[int | None] = []
     for name in ("--processes", "--process"):
         text = value_of(arguments, name)
-        if text is not None and not text.isdigit():
+        if text is not None and not text.isdecimal():
             raise ConfigError(f"{name} {text} is not a number of processes.")
         numbers.append(None if text is None else int(text))
     backend.prepare()

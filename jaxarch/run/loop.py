@@ -94,7 +94,7 @@ def feed(programs: Programs, schedule: Iterator[tuple[int, int]]) -> Iterator[tu
     Each process of several reads the examples that its devices need.
     """
     experiment, rows = programs.experiment, None
-    if programs.mesh is not None:
+    if programs.mesh is not None and experiment.data is not None:
         rows = rows_here(experiment.batch_size, experiment.layout, programs.mesh)
 
     def ready_made(index: int, count: int) -> Batch | int:

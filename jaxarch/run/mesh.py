@@ -61,7 +61,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     text = ",".join(f"{name}={size}" for name, size in sizes.items())
     if needed > len(devices) or (needed < len(devices) and jax.process_count() > 1):
         raise ConfigError(f"--mesh {text} is of {needed} devices; there are {len(devices)}.")
-    devices = devices[:needed]
+    some, devices = needed < len(devices), devices[:needed]
     granules = {getattr(device, "slice_index", device.process_index) for device in devices}
     outer = [1] * len(shape)
     outside = len(granules)
@@ -74,6 +74,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         grid = mesh_utils.create_hybrid_device_mesh(
             inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
         )
+    elif some:  # of one host's, which lie in no torus
+        grid = np.array(devices).reshape(shape)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxarch.run import backend, processes
 from jaxarch.run import mesh as meshes
 from jaxarch.run.operations import counted
-from jaxarch.run.protocol import Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State, field_of
+from jaxarch.run.protocol import Axis, Batch, ConfigError, Experiment, Hypers, Mean, Metrics, State, field_of
 
 NEVER = np.iinfo(np.int32).max
 LARGE = 1 << 16  # bytes from which an array that a function closes over becomes an argument
@@ -197,14 +197,17 @@ class Programs:
         """Over the members: the constants are shared, then `mapped` arguments, then `shared` ones."""
         if self.solo:
             return pure
-        replica = None if self.mesh is None else meshes.present("replica", self.mesh)
-        return jax.vmap(pure, in_axes=(None, *[0] * mapped, *[None] * shared), spmd_axis_name=replica)
+        return jax.vmap(pure, in_axes=(None, *[0] * mapped, *[None] * shared), spmd_axis_name=self._replica())
+
+    def _replica(self) -> Axis:
+        """What cuts the members, if anything does."""
+        return None if self.mesh is None else meshes.present("replica", self.mesh)
 
     def _spread(self, tree: PyTree) -> PyTree:
         """What each member has of its own, or all share: whole on every device that has the member."""
         if self.mesh is None:
             return tree
-        axis = None if self.solo else meshes.present("replica", self.mesh)
+        axis = None if self.solo else self._replica()
         sharding = NamedSharding(self.mesh, PartitionSpec(axis) if axis else PartitionSpec())
         return meshes.placed(tree, jax.tree.map(lambda _: sharding, tree))
 
@@ -216,10 +219,21 @@ class Programs:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _closed(self, function: Callable, *arguments: PyTree) -> Closed:
-        with self._within():
-            found = closed(function, *arguments)
         if self.mesh is None:
-            return found
+            return closed(function, *arguments)
+        traced: list[Closed] = []
+
+        def trace(number: Any) -> Any:
+            traced.append(closed(function, *arguments))
+            return number
+
+        # What a gradient keeps of a shard_map is cut by all axes but those of the vmaps around it. So that of `_over`
+        # must be there already, though its members are not.
+        replica = self._replica()
+        around = jax.vmap(trace, spmd_axis_name=replica) if replica else trace
+        with self._within():
+            around(np.arange(len(self.members)))
+        (found,) = traced
         whole = self._on_all()
         return found._replace(constants=[meshes.placed(constant, whole) for constant in found.constants])
 

@@ -20,6 +20,7 @@ from jaxarch.rl.environments import Environment, Step, make
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.rl.training import iterations, make_experiment, play
 from jaxarch.run.program import Member
+from jaxarch.run.protocol import ConfigError
 from tests.rl import probes
 from tests.run.running import after, assert_same, exit_code, log, resumed
 
@@ -272,3 +273,18 @@ def test_all_that_is_random_in_an_iteration_has_a_key_of_its_own():
         numbers.append(np.asarray(state.learner))
     numbers = np.concatenate(numbers)
     assert len(np.unique(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (dqn.Config(envs=10), "--mesh data=4 does not divide --envs 10; 1, 2, 5, 10 would."),
+        (ppo.Config(envs=8), "--mesh data=4 does not divide --agent.groups 1; 4 would do."),
+    ],
+)
+def test_what_a_mesh_does_not_divide_is_said_in_the_words_of_the_command_line(config, line, monkeypatch):
+    monkeypatch.setattr("jaxarch.rl.layout.size_of", lambda axis: 4)
+    experiment = sys.modules[type(config).__module__].experiment(config)
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        state = jax.eval_shape(experiment.init, jax.random.key(0), experiment.hypers)
+        jax.eval_shape(experiment.step, state, None, jnp.int32(0))

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxarch.run import Experiment
 from jaxarch.run.command import first_batch
-from jaxarch.run.loop import batches
+from jaxarch.run.loop import feed
 from jaxarch.run.mesh import make_mesh, parse
 from jaxarch.run.metrics import divide
 from jaxarch.run.program import Carry, Programs, members, restart
@@ -20,9 +20,8 @@ def curve(experiment: Experiment, mesh: str, steps: int, replicas: int = 1, scan
     on = make_mesh(parse(mesh)) if mesh else None
     programs = Programs(experiment, members(experiment.hypers, (), 0, replicas), on)
     carry, seen = Carry(programs.init(), programs.sums(first_batch(experiment))), []
-    for index in range(0, steps, scan):
-        batch = batches(experiment, index, scan)
-        carry = programs.steps(carry, programs.on_mesh(batch, 0), index)
+    for index, _, batch in feed(programs, ((index, scan) for index in range(0, steps, scan))):
+        carry = programs.steps(carry, batch, index)
         seen.append(divide(carry.sums))
         carry = Carry(carry.state, restart(carry.sums))
     none = np.full(replicas, np.nan)

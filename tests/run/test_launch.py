@@ -113,6 +113,8 @@ def test_tpu_gives_up_and_asks_for_what_it_needs(machine, tmp_path):
     assert started(machine.calls)[0][:3] == ["-m", "experiments.gpt", "--distributed"]  # no empty word
     assert machine("bash", LAUNCH / "tpu.sh", "gpt", "large", codes=(), POD="pod", ZONE="zone") != 0
     assert len(started(machine.calls)) == 3
+    assert machine("bash", LAUNCH / "tpu.sh", "gpt", "large", codes=(2,), **given) == 2  # a wrong command
+    assert len(started(machine.calls)) == 4
 
 
 def test_kubernetes_starts_again_all_pods(machine, tmp_path):

@@ -106,6 +106,13 @@ def test_the_feed_gives_step_t_its_own_examples():
     assert batches(experiment, 2, 1)[0].shape == (1, 5, 3)
 
 
+def test_what_has_no_data_is_fed_on_a_mesh_too():
+    """A world in the state has no examples that the mesh could cut."""
+    programs = Programs(tabular.experiment(tabular.Config()), [Member(0, {})])
+    programs.mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    assert list(feed(programs, iter([(0, 1), (1, 4)]))) == [(0, 1, 1), (1, 4, 4)]
+
+
 def test_a_broken_example_reaches_the_caller():
     class Broken:
         def __getitem__(self, i):

@@ -134,6 +134,14 @@ def test_over_hosts_the_first_axis_that_can_be_is_cut(monkeypatch):
             make_mesh({"data": size}, devices)
 
 
+@pytest.mark.parametrize("count", [3, 6, 8])
+def test_a_part_of_the_devices_is_enough(count):
+    """Also of a number that is no part of the torus."""
+    chips = [Chip(i, i // 4, device_kind="TPU v5 lite", coords=(i % 4, i // 4, 0)) for i in range(8)]
+    made = make_mesh({"data": count}, chips)
+    assert made.size == count and len({chip.id for chip in made.devices.ravel()}) == count
+
+
 def test_how_a_state_is_cut():
     mesh = of(data=2, fsdp=4, tensor=2)
     for name, shape, cut in [

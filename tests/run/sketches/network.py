@@ -15,9 +15,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxarch.run import ConfigError, Experiment, Mean, main
-from jaxarch.run.mesh import BATCH, pinned
+from jaxarch.run.mesh import BATCH, current, pinned, present
 from jaxarch.run.protocol import Layout
 
 WIDTH = 64  # of a layer: its 4,096 numbers are as many as are cut
@@ -60,6 +61,15 @@ class Counted:
         return self.data[number]
 
 
+def hidden(x: jax.Array) -> jax.Array:
+    """tanh, on a mesh in a shard_map as attention is: each device that of its own rows."""
+    mesh = current()
+    if mesh is None:
+        return jnp.tanh(x)
+    rows = PartitionSpec(present(BATCH, mesh))
+    return jax.shard_map(jnp.tanh, in_specs=rows, out_specs=rows, check_vma=False)(x)
+
+
 def experiment(config: Config) -> Experiment:
     import grain
 
@@ -80,7 +90,7 @@ def experiment(config: Config) -> Experiment:
         noisy = pinned(x + noise, BATCH)
 
         def objective(params):
-            return jnp.mean((jnp.tanh(noisy @ params["a"]) @ params["b"] - y) ** 2)
+            return jnp.mean((hidden(noisy @ params["a"]) @ params["b"] - y) ** 2)
 
         loss, grads = jax.value_and_grad(objective)(state.params)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state.momentum, grads)

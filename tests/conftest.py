@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,7 +25,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 USER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(USER_CACHE / "jaxarch" / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 # Everything else that the package caches (encoded texts) begins empty.
 SCRATCH = tempfile.TemporaryDirectory(prefix="jaxarch-tests-")
 os.environ["JAXARCH_CACHE"] = SCRATCH.name
@@ -34,6 +34,24 @@ jaxtyping.install_import_hook("jaxarch", "beartype.beartype")
 # The same examples every time: a failure seen once is seen again.
 hypothesis.settings.register_profile("jaxarch", derandomize=True, max_examples=20, deadline=None, database=None)
 hypothesis.settings.load_profile("jaxarch")
+
+CACHE_BYTES = 1 << 30
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before the workers start, the oldest programs go. JAX's own limit looks through all of them at each that it adds,
+    under a lock: among some thousands that is a tenth of a second.
+    """
+    if hasattr(session.config, "workerinput"):
+        return
+    kept = 0
+    with contextlib.suppress(FileNotFoundError):  # others may be at it too
+        files = [(file.stat(), file) for file in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).glob("*-cache")]
+        for about, file in sorted(files, key=lambda found: found[0].st_mtime, reverse=True):
+            kept += about.st_size
+            if kept > CACHE_BYTES:
+                file.unlink()
+
 
 STARTED = time.monotonic()
 BUDGET = float(os.environ.get("JAXARCH_TEST_SECONDS", "inf"))

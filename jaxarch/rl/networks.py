@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import Initializer
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxarch.convolution import convolve
 from jaxarch.run import check_least
@@ -45,12 +44,11 @@ class MLP(nn.Module):
 
     widths: Sequence[int]
     activation: str = "tanh"
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch width"]:
         for width in self.widths:
-            x = ACTIVATIONS[self.activation](nn.Dense(width, kernel_init=orthogonal(), dtype=self.dtype)(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(width, kernel_init=orthogonal())(x))
         return x
 
 
@@ -136,14 +134,19 @@ class Convolutional(nn.Module):
 
     features: int = 16
     activation: str = "relu"
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
-        kernel = self.param("kernel", orthogonal(), (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        found = convolve(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        kernel = self.param("kernel", orthogonal(), (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        dtype = jnp.promote_types(x.dtype, kernel.dtype)
+        found = convolve(x.astype(dtype), kernel.astype(dtype)) + bias
         return ACTIVATIONS[self.activation](found).reshape(len(x), -1)
+
+
+def numbers(x: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Bits and whole numbers as floating-point ones."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Flat(nn.Module):
@@ -154,18 +157,17 @@ class Flat(nn.Module):
     config: NetworkConfig
     shape: tuple[int, ...]
     categories: int = 0
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, observations: Any) -> Float[Array, "*batch features"]:
         if self.categories:
-            return nn.one_hot(observations, self.categories, dtype=self.dtype)
+            return nn.one_hot(observations, self.categories)
         batch = observations.shape[: observations.ndim - len(self.shape)]
         if len(self.shape) == 3 and min(self.shape[:2]) >= 3:
             flat = observations.reshape(-1, *self.shape)
-            found = Convolutional(self.config.channels, self.config.activation, self.dtype)(flat)
+            found = Convolutional(self.config.channels, self.config.activation)(flat)
             return found.reshape(*batch, -1)
-        return observations.reshape(*batch, -1).astype(self.dtype)
+        return numbers(observations.reshape(*batch, -1))
 
 
 class Torso(nn.Module):
@@ -178,13 +180,12 @@ class Torso(nn.Module):
     config: NetworkConfig
     shape: tuple[int, ...]
     categories: int = 0
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, observations: Any) -> Float[Array, "*batch features"]:
         config = self.config
-        found = Flat(config, self.shape, self.categories, self.dtype)(observations)
-        return MLP((config.width,) * config.layers, config.activation, self.dtype)(found)
+        found = Flat(config, self.shape, self.categories)(observations)
+        return MLP((config.width,) * config.layers, config.activation)(found)
 
 
 class Network(nn.Module):
@@ -205,10 +206,9 @@ class ActionValue(nn.Module):
     """The value of a continuous action at an observation: both joined, through dense layers."""
 
     config: NetworkConfig
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, observations: Any, actions: Float[Array, "batch size"]) -> Float[Array, " batch"]:
-        joined = jnp.concatenate([observations.reshape(len(actions), -1), actions], axis=-1).astype(self.dtype)
-        features = MLP((self.config.width,) * self.config.layers, self.config.activation, self.dtype)(joined)
-        return nn.Dense(1, kernel_init=orthogonal(1.0), dtype=self.dtype)(features)[:, 0]
+        joined = jnp.concatenate([observations.reshape(len(actions), -1), actions], axis=-1)
+        features = MLP((self.config.width,) * self.config.layers, self.config.activation)(joined)
+        return nn.Dense(1, kernel_init=orthogonal(1.0))(features)[:, 0]

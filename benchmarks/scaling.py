@@ -135,7 +135,7 @@ class Arguments:
         if unknown:
             raise ConfigError(f"--families {unknown[0]} is none; there are {', '.join(FAMILIES)}.")
         if "ppo" in self.families and self.axis != "data":
-            raise ConfigError(f"--axis {self.axis}: ppo can use data; leave it out by --families gpt dcgan.")
+            raise ConfigError(f"--axis {self.axis}: ppo can use data; leave it out: --families gpt dcgan.")
         if self.devices[:1] != (1,) or list(self.devices) != sorted(set(self.devices)):
             raise ConfigError("--devices begin with 1, which the others are held against, and grow.")
 

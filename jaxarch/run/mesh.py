@@ -166,7 +166,7 @@ def gathered(tree: PyTree, layout: Layout, leave: str = "$^", dtype: DTypeLike |
         if re.search(leave, name):
             return leaf
         axes = ruled(name, leaf.shape, layout, mesh)
-        if dtype is not None and name.endswith("kernel"):
+        if dtype not in (None, leaf.dtype) and name.endswith("kernel"):
             # Pinned as it lies, or the compiler would send it first.
             leaf = jax.lax.with_sharding_constraint(leaf.astype(dtype), spec_of(name, leaf.shape, layout, mesh))
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*axes))

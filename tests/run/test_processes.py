@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from jaxarch.run.processes import check_coordinator, join
+from jaxarch.run.protocol import ConfigError, RunError
 from tests.run.running import assert_same, log
 from tests.run.several import MESH, MODULE, Several, free_port, several, wait_for
 
@@ -154,6 +157,20 @@ def test_what_is_missing_to_find_the_others_is_said(arguments, line):
     at = ("--coordinator", f"localhost:{free_port()}") if arguments else ()
     done = alone("--distributed", *at, *arguments)
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", ":55527", "localhost:port", "localhost:0", "localhost:70000"])
+def test_an_address_that_is_none_is_said(coordinator):
+    with pytest.raises(ConfigError, match=f"--coordinator {coordinator} is not HOST:PORT"):
+        join(coordinator, 2, 0)
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.create_server(("", 0)) as taken:
+        coordinator = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(RunError, match=f"{coordinator}: Address already in use; another port would do."):
+            check_coordinator(coordinator, 0)
+        check_coordinator(coordinator, 1)  # which does not listen
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

@@ -65,7 +65,9 @@ def check_coordinator(coordinator: str, process: int | None) -> None:
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:
-            raise RunError(f"--coordinator {coordinator}: {os.strerror(error.errno or 0)}; another port would do.") from None
+            raise RunError(
+                f"--coordinator {coordinator}: {os.strerror(error.errno or 0)}; another port would do."
+            ) from None
 
 
 def first() -> bool:

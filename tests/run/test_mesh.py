@@ -25,7 +25,9 @@ class Chip:
 
 
 def chips(slices: int, count: int) -> list[Chip]:
-    return [Chip(count * s + i, (i % 4, i // 4, 0), s, (count * s + i) // 4) for s in range(slices) for i in range(count)]
+    return [
+        Chip(count * s + i, (i % 4, i // 4, 0), s, (count * s + i) // 4) for s in range(slices) for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize(

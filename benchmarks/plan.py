@@ -248,6 +248,8 @@ def main() -> None:
         found = ranked(model, job, machine, arguments.devices)
         if not found:
             raise ConfigError(f"--devices {arguments.devices}: no mesh divides the model and the batch evenly.")
+        if mesh is not None and mesh not in [each.mesh for each in found]:
+            raise ConfigError(f"--mesh {arguments.mesh} does not divide {arguments.model} and the batch evenly.")
         for line in lines(found[: arguments.top], arguments):
             print(line)
         fits: list[dict[str, Any]] = []

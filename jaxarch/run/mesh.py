@@ -60,7 +60,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     needed, shape = math.prod(sizes.values()), tuple(sizes.values())
     text = ",".join(f"{name}={size}" for name, size in sizes.items())
     if needed > len(devices) or (needed < len(devices) and jax.process_count() > 1):
-        raise ConfigError(f"--mesh {text} is of {needed} devices; there are {len(devices)}.")
+        all_of = "" if jax.process_count() == 1 else ", and several processes take all of them"
+        raise ConfigError(f"--mesh {text} is of {needed} devices; there are {len(devices)}{all_of}.")
     some, devices = needed < len(devices), devices[:needed]
     granules = {getattr(device, "slice_index", device.process_index) for device in devices}
     outer = [1] * len(shape)

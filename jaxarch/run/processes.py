@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,8 +32,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Waits for the others. To be called before anything asks for a device.
 
     Where nothing is said, JAX asks Slurm, Open MPI, Kubernetes or the Cloud TPU (`jax.distributed.initialize`).
-    Raises ConfigError where they are not found.
+    Raises ConfigError where they are not found, RunError where this is the first and cannot listen.
     """
+    if coordinator is not None:
+        check_coordinator(coordinator, process)
     # Its handler would take a SIGTERM that comes before the loop's own is there, and do nothing.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -49,6 +52,22 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             f"--distributed: {' '.join(str(error).split())[:200]} "
             "Where no scheduler says so, give --coordinator HOST:PORT --processes N --process I."
         ) from None
+
+
+def check_coordinator(coordinator: str, process: int | None) -> None:
+    """Raises ConfigError for an address that is none, RunError where the first process's port is taken: JAX's service
+    would end the process with a segmentation fault.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"--coordinator {coordinator} is not HOST:PORT, as node0:55527.")
+    if process == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise RunError(
+                f"--coordinator {coordinator}: {os.strerror(error.errno or 0)}; another port would do."
+            ) from None
 
 
 def first() -> bool:

@@ -98,3 +98,6 @@ def test_usage(monkeypatch, capsys, tmp_path):
     assert "no rate is published for v5e" in capsys.readouterr().err
     assert run(monkeypatch, "--devices", 7, "--output", tmp_path) == 2
     assert "--devices 7: no mesh divides" in capsys.readouterr().err
+    wrong = ("--model", "gpt2", "--devices", 8, "--global-batch", 16, "--mesh", "tensor=8", "--check")
+    assert run(monkeypatch, *wrong, "--output", tmp_path) == 2  # before it is compiled
+    assert "--mesh tensor=8 does not divide gpt2 and the batch evenly." in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import pytest
 
 from jaxarch.run import processes
 from jaxarch.run.command import exits
+from jaxarch.run.processes import check_coordinator, join
+from jaxarch.run.protocol import ConfigError, RunError
 from tests.run.running import assert_same, log
 from tests.run.several import MESH, MODULE, Several, free_port, several, wait_for
 
@@ -113,7 +116,7 @@ TELLING = """
 import sys
 import jax
 from jaxarch.run import processes
-processes.join(sys.argv[3], 2, int(sys.argv[7]))
+join(sys.argv[3], 2, int(sys.argv[7]))
 number = jax.process_index()
 assert processes.each([number, "x" * 2000 * number]) == [[0, ""], [1, "x" * 2000]]
 assert processes.said("first" if number == 0 else "second") == "first"
@@ -165,7 +168,7 @@ def test_a_dead_process_is_missed_soon(monkeypatch):
     """Within 90 seconds all are to have ended: the heartbeat that is missed, and then the wait for the others."""
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: given.update(options, place=place))
-    processes.join("localhost:1", 2, 1)
+    join("localhost:1", 2, 1)
     assert given["place"] == ("localhost:1", 2, 1)
     assert 10 <= given["heartbeat_timeout_seconds"] <= 45 >= given["shutdown_timeout_seconds"]
 
@@ -193,6 +196,20 @@ def test_one_whose_peer_is_gone_says_it_in_a_line(monkeypatch, capsys):
             raise ValueError(said)
         err = capsys.readouterr().err
         assert line in err and (err.count("\n") == 1) == (line != "Traceback")
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", ":55527", "localhost:port", "localhost:0", "localhost:70000"])
+def test_an_address_that_is_none_is_said(coordinator):
+    with pytest.raises(ConfigError, match=f"--coordinator {coordinator} is not HOST:PORT"):
+        join(coordinator, 2, 0)
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.create_server(("", 0)) as taken:
+        coordinator = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(RunError, match=f"{coordinator}: Address already in use; another port would do."):
+            check_coordinator(coordinator, 0)
+        check_coordinator(coordinator, 1)  # which does not listen
 
 
 def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):

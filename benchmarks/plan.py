@@ -247,7 +247,10 @@ def main() -> None:
         mesh = parsed(arguments.mesh, arguments.devices) if arguments.mesh else None
         found = ranked(model, job, machine, arguments.devices)
         if not found:
-            raise ConfigError(f"--devices {arguments.devices}: no mesh divides the model and the batch evenly.")
+            raise ConfigError(
+                f"--devices {arguments.devices}: no mesh divides the model and a --global-batch of {job.batch} evenly; "
+                "a power of two or a larger batch would do."
+            )
         if mesh is not None and mesh not in [each.mesh for each in found]:
             raise ConfigError(f"--mesh {arguments.mesh} does not divide {arguments.model} and the batch evenly.")
         for line in lines(found[: arguments.top], arguments):

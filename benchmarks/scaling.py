@@ -69,8 +69,6 @@ def gpt(batch: int, precision: str) -> tuple[Experiment, Batch]:
 
 
 def gan(batch: int, precision: str) -> tuple[Experiment, Batch]:
-    if precision != "f32":
-        raise ConfigError(f"--precision {precision}: dcgan is measured in f32.")
     real = np.random.default_rng(0).uniform(-1, 1, (batch, PIXELS, PIXELS, 3)).astype(np.float32)
     networks = dcgan(DCGANConfig(features=32), real.shape[1:])
     game, optim = GameConfig("non_saturating", "none", reuse_fakes=True), GanOptim(average=0.0)
@@ -87,10 +85,8 @@ def gan(batch: int, precision: str) -> tuple[Experiment, Batch]:
 
 
 def ppo(batch: int, precision: str) -> tuple[Experiment, Batch]:
-    """On CartPole. Steps are shuffled within groups of eight environments: as many groups as devices, or more."""
-    if precision != "f32":
-        raise ConfigError(f"--precision {precision}: ppo is measured in f32.")
-    environment, config = environments.make("CartPole-v1"), PPOConfig(groups=max(batch // 8, 1))
+    """On CartPole. Steps are shuffled within each environment: groups that any number of devices divides."""
+    environment, config = environments.make("CartPole-v1"), PPOConfig(groups=batch)
     agent = make_agent(environment, config, batch, LENGTH, iterations=10_000)
     return make_experiment(environment, agent, config.hypers, batch, LENGTH), None
 
@@ -134,6 +130,15 @@ class Arguments:
         unknown = [name for name in self.families if name not in FAMILIES]
         if unknown:
             raise ConfigError(f"--families {unknown[0]} is none; there are {', '.join(FAMILIES)}.")
+        if not self.families or not self.kinds:
+            raise ConfigError("--families and --kinds are at least one of each.")
+        if self.precision != "f32" and set(self.families) != {"gpt"}:
+            raise ConfigError(f"--precision {self.precision}: gpt alone is measured in it; --families gpt would do.")
+        if "strong" in self.kinds and any(self.examples % number for number in self.devices):
+            raise ConfigError(
+                f"--examples {self.examples}: of strong scaling they are divided by --devices "
+                f"{' '.join(map(str, self.devices))}; {max(self.devices)} would do."
+            )
         if "ppo" in self.families and self.axis != "data":
             raise ConfigError(f"--axis {self.axis}: ppo can use data; leave it out: --families gpt dcgan.")
         if self.devices[:1] != (1,) or list(self.devices) != sorted(set(self.devices)):

@@ -38,7 +38,7 @@ from jaxarch.transformer.encoder_decoder import (
     transformer,
     translate,
 )
-from jaxarch.transformer.layout import LAYOUT
+from jaxarch.transformer.layout import UNCUT
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -150,7 +150,7 @@ def experiment(config: Config) -> Experiment:
         assets=data.save,
         weights=("params", "ema"),
         flops={jnp.dtype(model.dtype).name: 3 * operations},
-        layout=LAYOUT,
+        layout=UNCUT,
     )
 
 

@@ -30,7 +30,7 @@ from jaxarch.data.augmentation import cutmix, mixup, random_crop, random_flip
 from jaxarch.data.images import Pictures, load_images, scaled
 from jaxarch.run import ConfigError, Experiment, Mean, Metrics, check_not_negative, main
 from jaxarch.transformer.finished import save_description
-from jaxarch.transformer.layout import PICTURES
+from jaxarch.transformer.layout import UNCUT
 from jaxarch.transformer.training import (
     PRECISIONS,
     Hypers,
@@ -132,7 +132,7 @@ def experiment(config: Config) -> Experiment:
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
         assets=assets,
         weights=("params", "ema"),
-        layout=PICTURES,
+        layout=UNCUT,
     )
 
 

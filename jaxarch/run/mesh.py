@@ -299,6 +299,14 @@ def from_rows(rows: PyTree, first: int, batch_size: int, shardings: PyTree) -> P
     return jax.tree.map(one, rows, stacked(shardings))
 
 
-def local(tree: PyTree) -> PyTree:
-    """Arrays that every device has whole, as ones of this process's first device alone."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree)
+def on_host(array: Array) -> Any:
+    """The whole of an array that is cut over devices, NumPy's (of keys, JAX's). To be called by all processes."""
+    from jax.experimental import multihost_utils
+
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(on_host(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -32,7 +32,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Waits for the others. To be called before anything asks for a device.
 
     Where nothing is said, JAX asks Slurm, Open MPI, Kubernetes or the Cloud TPU (`jax.distributed.initialize`).
-    Raises ConfigError where they are not found, RunError where this is the first and cannot listen.
+    Raises ConfigError where nobody says where they are, RunError where they do not come or the first cannot listen.
     """
     if coordinator is not None:
         check_coordinator(coordinator, process)
@@ -47,11 +47,13 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"--distributed: {' '.join(str(error).split())[:200]} "
             "Where no scheduler says so, give --coordinator HOST:PORT --processes N --process I."
         ) from None
+    except RuntimeError as error:
+        raise RunError(f"--distributed: the processes did not meet: {' '.join(str(error).split())[:200]}") from None
 
 
 def check_coordinator(coordinator: str, process: int | None) -> None:

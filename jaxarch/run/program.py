@@ -403,10 +403,11 @@ class Programs:
         return state if self.solo else jax.tree.map(lambda leaf: leaf[number], state)
 
     def whole(self, tree: PyTree) -> PyTree:
-        """On this process's first device, whatever devices it is cut over. To be called by all processes."""
-        if self.mesh is None:
-            return tree
-        return meshes.local(self._call(("whole", jax.tree.structure(tree)), lambda tree: tree, tree))
+        """In this host's memory, array by array: no device need have room for it. To be called by all processes.
+
+        Without a mesh, as it is.
+        """
+        return tree if self.mesh is None else jax.tree.map(meshes.on_host, tree)
 
 
 def hypers_at(defaults: Hypers, point: dict[str, float]) -> Hypers:

@@ -68,7 +68,8 @@ class Experiment(NamedTuple):
     evaluate: `(state, key) -> metrics`.
     data: single examples by number, shuffled and repeated without end; step t is given examples
         `t * batch_size ... (t + 1) * batch_size - 1`. None: the state holds its own world.
-    report: `(state, key, folder) -> metrics`, on the host: writes text and pictures to the folder.
+    report: `(state, key, folder) -> metrics`, on the host: writes text and pictures to the folder. Of a run on a mesh
+        the state's arrays are NumPy's, since no device need have room for all of them.
     monitor: the metric that "best" means; a leading minus says that it is maximised.
     hypers: the numbers that a sweep may vary, with their defaults; given to `init`, kept in the state.
     assets: writes what the run needs besides its state (a tokeniser) into the given folder, once, and what its

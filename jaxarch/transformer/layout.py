@@ -24,8 +24,9 @@ LAYOUT = Layout(
     ),
     batch=(BATCH, "context"),
 )
-# Of pictures: their axes are no positions, and a class token makes the number of patches odd.
-PICTURES = LAYOUT._replace(axes=("data", "fsdp", "tensor"), batch=(BATCH,))
+# Where positions are not cut: a picture's axes are none, and a class token makes the number of patches odd; a text and
+# its translation have lengths of their own.
+UNCUT = LAYOUT._replace(axes=("data", "fsdp", "tensor"), batch=(BATCH,))
 IN_LAYERS = r"(^|\.)layers(_\d+)?\."  # of a parameter that is used in a layer alone
 
 

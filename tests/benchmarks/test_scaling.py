@@ -88,3 +88,7 @@ def test_usage(monkeypatch, capsys):
     assert run(monkeypatch, "--devices", 2, 4) == 2
     assert "begin with 1" in capsys.readouterr().err
     assert run(monkeypatch, "--families", "dcgan", "--kinds", "mesh", "--precision", "bf16") == 2
+    assert "gpt alone" in capsys.readouterr().err
+    assert run(monkeypatch, "--examples", 6) == 2
+    assert "divided by --devices 1 2 4 8; 8 would do." in capsys.readouterr().err
+    assert run(monkeypatch, "--families") == 2

@@ -190,11 +190,11 @@ def test_how_families_are_cut():
     mesh, batch = of(data=2, fsdp=2, tensor=2, context=2), {"a": jax.ShapeDtypeStruct((8, 16), "int32")}
     for layout, cut in (
         (transformer.LAYOUT, P(("data", "fsdp"), "context")),
-        (transformer.PICTURES, P(("data", "fsdp"), None)),
+        (transformer.UNCUT, P(("data", "fsdp"), None)),
         (gan.LAYOUT, P(("data", "fsdp"), None)),
     ):
         assert batch_shardings(batch, layout, mesh)["a"].spec == cut
-    for layout, axis in ((transformer.PICTURES, "context"), (gan.LAYOUT, "tensor"), (rl.LAYOUT, "fsdp")):
+    for layout, axis in ((transformer.UNCUT, "context"), (gan.LAYOUT, "tensor"), (rl.LAYOUT, "fsdp")):
         with pytest.raises(ConfigError, match=f"this experiment cannot use {axis}"):
             check_axes(layout, {axis: 2}, 1)
     for layout, name, shape, cut in [

@@ -116,7 +116,7 @@ TELLING = """
 import sys
 import jax
 from jaxarch.run import processes
-join(sys.argv[3], 2, int(sys.argv[7]))
+processes.join(sys.argv[3], 2, int(sys.argv[7]))
 number = jax.process_index()
 assert processes.each([number, "x" * 2000 * number]) == [[0, ""], [1, "x" * 2000]]
 assert processes.said("first" if number == 0 else "second") == "first"

@@ -60,7 +60,7 @@ def test_what_a_mesh_of_one_device_costs(monkeypatch):
     """A step of 2 seconds takes 2.04 on it; those without it and with it are told apart by their meshes."""
     monkeypatch.setattr(scaling, "made", lambda family, examples, precision, sizes: (sizes, None))
     monkeypatch.setattr(scaling, "stepping", lambda sizes, batch, steps: lambda: 2.04 if sizes == {"fsdp": 1} else 2.0)
-    found = scaling.overhead(Arguments(axis="fsdp", rounds=2), "gpt")
+    found = scaling.overhead(Arguments(("gpt",), axis="fsdp", rounds=2), "gpt")
     assert (found["seconds"]["median"], found["without"]["median"]) == (2.04, 2.0)
     assert found["ratio"]["median"] == pytest.approx(1.02)
     assert "costs +2.0 %" in lines([found])[-1]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import finetune
 from jaxarch.gan import training as gan_training
 from jaxarch.run import Experiment
 from jaxarch.run.mesh import path_name
 from jaxarch.transformer import training as transformer_training
+from jaxarch.transformer.encoder import EncoderConfig, encoder
+from jaxarch.transformer.pretrained import save_pretrained
+from tests.experiments.test_finetune import VOCAB, WORDS, drawn, wordpiece
 from tests.run.spread import assert_same_curve, curve
 
 VALUES = {"starts": 32, "replay": 512, "batch_size": 16}
@@ -30,19 +35,19 @@ TRIED: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "masked_lm": ({"length": 32, "model": SMALL}, 20, ("data=8", MIXED, "context=4")),
     "translation": ({"model": SMALL}, 20, ("data=8", MIXED)),
     "vit": ({"model": SMALL}, 20, ("data=8", MIXED)),
-    "dcgan": ({"model": {"features": 8}}, 10, ("data=8", "fsdp=4")),
-    "conditional_gan": ({"model": {"features": 8}}, 5, ("data=8", "fsdp=4")),
+    "dcgan": ({"model": {"features": 8}}, 20, ("data=8", "fsdp=4")),
+    "conditional_gan": ({"model": {"features": 8}}, 20, ("data=8", "fsdp=4")),
     "gan_toy": ({}, 20, ("data=8", "fsdp=4")),
     "stylegan": (
         {"game": {"penalty_every": 2, "path_length": 2.0}, "model": {"mixing": 0.9, "channel_max": 16}},
-        5,
+        20,
         ("data=8", "fsdp=4"),
     ),
-    "pix2pix": ({}, 3, ("data=8",)),
-    "cyclegan": ({"game": {"history": 16}, "model": {"features": 8, "d_features": 8}}, 3, ("data=8", "fsdp=4")),
+    "pix2pix": ({}, 20, ("data=8",)),
+    "cyclegan": ({"game": {"history": 16}, "model": {"features": 8, "d_features": 8}}, 20, ("data=8", "fsdp=4")),
     "text_to_image": (
-        {"size": 16, "features": 8, "matching_steps": 2, "model": {"layers": 1, "dim": 32}},
-        4,
+        {"size": 16, "features": 8, "matching_steps": 10, "model": {"layers": 1, "dim": 32}},
+        20,
         ("data=8", "fsdp=4"),
     ),
     "ppo": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"groups": 8}}, 20, ("data=4", "data=8")),
@@ -51,13 +56,9 @@ TRIED: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "pqn": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"groups": 8, "minibatches": 4}}, 20, ("data=8",)),
     "dqn": ({"envs": 8, "episodes": 4, "agent": VALUES}, 20, ("data=8",)),
     "iqn": ({"envs": 8, "episodes": 4, "agent": VALUES}, 20, ("data=8",)),
-    "sac": (
-        {"envs": 8, "episodes": 4, "agent": {"random_steps": 32, "capacity": 512, "batch_size": 16}},
-        20,
-        ("data=8",),
-    ),
+    "sac": ({"envs": 8, "episodes": 4, "agent": CRITICS}, 20, ("data=8",)),
     "tabular": ({"envs": 8, "env_steps": 8 * 32 * 20}, 20, ("data=8",)),
-    "memory": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"minibatches": 2}}, 10, ("data=4",)),
+    "memory": ({"envs": 8, "length": 16, "episodes": 4, "agent": {"minibatches": 2}}, 20, ("data=4",)),
     "rl_compare": (
         {"algorithms": ("ppo", "dqn"), "environments": ("CartPole-v1",), "seeds": 4, "env_steps": 4000, "steps": 2},
         2,
@@ -65,14 +66,10 @@ TRIED: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     ),
     "gan_failures": (
         {"treatments": ("relativistic", "relativistic_r1_r2"), "seeds": 7, "width": 16, "layers": 2},
-        5,
+        20,
         ("replica=8",),
     ),
-    "td3": (
-        {"envs": 8, "episodes": 4, "agent": {"random_steps": 32, "capacity": 512, "batch_size": 16}},
-        20,
-        ("data=8",),
-    ),
+    "td3": ({"envs": 8, "episodes": 4, "agent": CRITICS}, 20, ("data=8",)),
 }
 # text_to_image: the encoder of its texts and its matcher compute in float32, whatever the players do.
 TOLERANCES = {"text_to_image": 1e-5}
@@ -124,6 +121,24 @@ def test_a_mesh_changes_nothing(name, first, monkeypatch):
         alone = curve(tried, "", steps)
         for mesh in meshes[first:]:
             assert_same_curve(curve(tried, mesh, steps), alone, TOLERANCES.get(name, 1e-9))
+
+
+@pytest.mark.devices(8)
+@pytest.mark.slow
+def test_fine_tuning(tmp_path, monkeypatch):
+    """Of a small BERT by low-rank adapters, a part of whose state is frozen."""
+    monkeypatch.setitem(transformer_training.PRECISIONS, "f32", jnp.float64)
+    model = encoder(EncoderConfig(2, 4, 32), len(VOCAB), 16, head="pooler")
+    save_pretrained(tmp_path / "bert", model, drawn(model, 0), wordpiece())
+    pairs = itertools.permutations(WORDS, 2)
+    rows = "".join(f"{one} {other},{number % 2}\n" for number, (one, other) in enumerate(pairs))
+    (tmp_path / "films.csv").write_text("text,label\n" + rows)
+    config = finetune.Config(str(tmp_path / "bert"), tune="lora", data=str(tmp_path / "films.csv"), length=8)
+    with jax.enable_x64(True):
+        tried = wide(finetune.experiment(changed(config, {"batch_size": 16, "optim": {"warmup": 1}})))
+        alone = curve(tried, "", 20)
+        for mesh in ("data=8", MIXED, "context=2,fsdp=2"):
+            assert_same_curve(curve(tried, mesh, 20), alone, 1e-9)
 
 
 @pytest.mark.devices(8)

@@ -4,8 +4,8 @@
     data      examples of a batch, environments
     fsdp      examples as well, and every array of the state, so that each device keeps a part of them
               (Rajbhandari et al. 2020, ZeRO stage 3; Zhao et al. 2023)
-    tensor    heads, hidden features and the vocabulary (Shoeybi et al. 2019, Megatron-LM)
     context   positions of a sequence, by ring attention (Liu et al. 2023)
+    tensor    heads, hidden features and the vocabulary (Shoeybi et al. 2019, Megatron-LM)
 
 A family states in its `Layout` which of them it can use and how its arrays are cut. All else is the compiler's: the
 program is the one of a single device, and where the arrays lie decides what is sent (jax.sharding). So a run is the
@@ -28,7 +28,7 @@ from jaxtyping import Array, PyTree
 
 from jaxarch.run.protocol import Axis, ConfigError, Cut, Layout
 
-AXES = ("replica", "data", "fsdp", "tensor", "context")  # from the slowest connection to the fastest
+AXES = ("replica", "data", "fsdp", "context", "tensor")  # from the slowest connection to the fastest
 BATCH: Axis = ("data", "fsdp")  # what cuts the examples of a batch
 WHOLE = 1 << 12  # numbers of an array that is too small to be worth cutting by `fsdp`
 

@@ -68,7 +68,7 @@ def of(**sizes: int) -> AbstractMesh:
 def test_how_it_is_written():
     assert list(parse("tensor=4, data=2").items()) == [("data", 2), ("tensor", 4)]
     for text, message in {
-        "data=2,rows=2": "there is no axis 'rows'; there are replica, data, fsdp, tensor, context.",
+        "data=2,rows=2": "there is no axis 'rows'; there are replica, data, fsdp, context, tensor.",
         "data=2,data=4": "data stands twice.",
         "data=0": "data is not a number of devices; write it as --mesh data=2.",
         "data=-2": "data is not a number",

@@ -32,6 +32,7 @@ from jaxarch.run.mesh import (
     check_axes,
     gathered,
     make_mesh,
+    over_members,
     parse,
     pinned,
     placed,
@@ -87,6 +88,11 @@ def test_an_axis_that_is_of_no_use_is_refused():
         check_axes(rows, {"data": 2, "tensor": 2}, 1)
     with pytest.raises(ConfigError, match=r"cannot use data; it can replica\.$"):
         check_axes(None, {"data": 2}, 1)
+    own = Layout(axes=("replica",))
+    check_axes(own, {"replica": 4}, 1)
+    check_axes(own, {"replica": 1}, 3)
+    with pytest.raises(ConfigError, match=r"^--mesh replica=2: .* members of its own to spread; run the 4 members one"):
+        check_axes(own, {"replica": 2}, 4)
     with pytest.raises(ConfigError, match=r"^--mesh replica=4 does not divide the 6 members .*; 1, 2, 3, 6 would\.$"):
         check_axes(rows, {"replica": 4}, 6)
 
@@ -408,8 +414,32 @@ def check_members_attend_by_themselves():
         layout=Layout(axes=("data", "tensor"), state=((r"^params$", ("data", None, "tensor")),)),
     )
     mesh = make_mesh(parse("replica=2,data=2,tensor=2"))
-    text = Programs(experiment, members((), (), 0, 2), mesh).compiled_step(None).as_text()
-    assert [one for one in collectives(text) if "replica" in axes(one, mesh.shape) and one.bytes > 100] == []
+
+    def told(experiment, count):
+        text = Programs(experiment, members((), (), 0, count), mesh).compiled_step(None).as_text()
+        return [one for one in collectives(text) if "replica" in axes(one, mesh.shape) and one.bytes > 100]
+
+    assert told(experiment, 2) == []
+
+    def of_its_own(state, batch, index):
+        states, said = over_members(step, (0, None, None))(state, batch, index)
+        return states, {"train/loss": said["train/loss"].mean()}
+
+    own = experiment._replace(
+        init=lambda key, hypers: Attending(jax.random.normal(key, (2, 2, 16, 4, 8))),
+        step=of_its_own,
+        layout=Layout(axes=("replica",), state=((r"^params$", ("replica", "data", None, "tensor")),)),
+    )
+    assert told(own, 1) == []
+
+
+def check_batches_of_a_replay_are_divided():
+    """Where the devices divide them."""
+    mesh = make_mesh(parse("data=4"))
+    with jax.set_mesh(mesh):
+        for rows, cut in ((8, P(None, "data")), (6, P())):
+            found = jax.jit(lambda x: rl.divided({"a": x}, 1)["a"])(np.ones((2, rows, 3), np.float32))
+            assert found.sharding.is_equivalent_to(NamedSharding(mesh, cut), 3)
 
 
 @pytest.mark.devices(8)
@@ -422,3 +452,4 @@ def test_on_eight_devices(tmp_path, capsys):
     check_minibatches_are_of_groups()
     check_attention_is_spread()
     check_members_attend_by_themselves()
+    check_batches_of_a_replay_are_divided()

@@ -172,7 +172,7 @@ def work(family: str, devices: str, axis: str, examples: str, precision: str, st
     programs, batch = made(family, int(examples), precision, {axis: int(devices)})
     measure = stepping(programs, batch, int(steps))
     sent = totals(collectives(programs.compiled_step(batch).as_text() or ""), wire=True, turns=1)
-    at_peak = peaks.seconds_at_peak(programs.operations())
+    at_peak = peaks.seconds_at_peak(programs.operations())  # 0 where they are not known, as PPO's are not
     measure()
     virtual = jax.devices()[0].platform == "cpu"
     print(json.dumps({"description": family, "sent": sent, "at_peak": at_peak, "virtual": virtual}), flush=True)
@@ -212,7 +212,7 @@ def scaled(arguments: Arguments, family: str, kind: str) -> list[dict[str, Any]]
             {"implementation": family, "pass": "train_step", "kind": kind, "axis": arguments.axis, "devices": n}
             | {"examples": examples[n], "precision": arguments.precision, "seconds": quartiles(own), "unit": unit}
             | {"rate": examples[n] * one.count / median, "efficiency": efficiency, "sent": worker.said["sent"]}
-            | {"mfu": worker.said["at_peak"] / median / (1 if virtual else n), "virtual": virtual}
+            | {"mfu": worker.said["at_peak"] / median / (1 if virtual else n) or None, "virtual": virtual}
         )
     return records
 
@@ -237,10 +237,10 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
             continue
         low, median, high = (r["efficiency"][name] for name in ("q25", "median", "q75"))
         sent = ", ".join(f"{kind} {bytes_ / 1e6:.3g} MB" for kind, bytes_ in r["sent"].items()) or "nothing"
-        rate = f"{r['rate']:,.0f} {r['unit']}"
+        rate, mfu = f"{r['rate']:,.0f} {r['unit']}", "-" if r["mfu"] is None else f"{r['mfu']:.1%}"
         out.append(
             f"{r['implementation']:8}{r['kind']:8}{r['devices']:8}{r['examples']:9}{1 / r['seconds']['median']:9.2f}"
-            f"{rate:>18}{r['mfu']:7.1%}  {median:.2f} ({low:.2f}-{high:.2f}), sent: {sent}"
+            f"{rate:>18}{mfu:>7}  {median:.2f} ({low:.2f}-{high:.2f}), sent: {sent}"
         )
     for r in records:
         if r["kind"] == "mesh":

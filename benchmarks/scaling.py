@@ -268,6 +268,7 @@ def draw(records: list[dict[str, Any]], picture: Path) -> None:
         axes.fill_between(devices, low, high, alpha=0.2, color=line.get_color())
     axes.set(xscale="log", xlabel="devices", ylabel="efficiency", ylim=(0, None))
     axes.set_xticks(sorted({r["devices"] for r in records}), [str(n) for n in sorted({r["devices"] for r in records})])
+    axes.minorticks_off()
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.legend(fontsize="small")
     figure.savefig(picture, dpi=110)

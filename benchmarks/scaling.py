@@ -8,9 +8,9 @@ of devices has a process of its own, and they are measured by turns.
 
 Efficiency is the work done in a second against that of one device times their number; the interval is that of the
 quartiles over rounds. What is sent is read from the compiled program, one turn of each loop whose turns depend on the
-data (PPO looks once more at truncated episodes). Without accelerators the devices are virtual ones
-that share this machine's cores: there is no more work to be had from more of them, so efficiency is then against one
-device's work itself, and says what spreading costs, not what it gains.
+data (PPO looks once more at truncated episodes). Without accelerators the devices are virtual ones that share this
+machine's cores: there is no more work to be had from more of them, so efficiency is then against one device's work
+itself, and says what spreading costs, not what it gains.
 
 mesh: a step on a mesh of one device against the step without one, which must cost no more.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,14 +60,21 @@ BUDGET = float(os.environ.get("JAXARCH_TEST_SECONDS", "inf"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A test marked `devices(n)` runs in a process of its own, which has n of them: in all others there is one."""
+    """A test marked `devices(n)` runs in a process of its own, which has n of them: in all others there is one.
+
+    Virtual devices of XLA:CPU come, once in a while, to the collectives inside a conditional and to those beside it in
+    different orders, wait for one another, and are aborted after 40 seconds. Then it runs once more.
+    """
     marker = pyfuncitem.get_closest_marker("devices")
     flag = "--xla_force_host_platform_device_count="
     if marker is None or flag in os.environ.get("XLA_FLAGS", ""):
         return None
     environment = os.environ | {"XLA_FLAGS": flag + str(marker.args[0]), "JAXARCH_TEST_SECONDS": "inf"}
     command = [sys.executable, "-m", "pytest", "-n0", "-m", "", pyfuncitem.nodeid]
-    done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+    for _ in range(2):
+        done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+        if done.returncode != -signal.SIGABRT:
+            break
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
     return True
 

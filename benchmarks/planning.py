@@ -253,9 +253,9 @@ def transfers(model: Model, job: Job, mesh: Mesh, cpu: bool = False) -> list[Tra
     together with their gradients in float32; zigzag deals queries, keys and values and collects what attention gives.
 
     cpu: as XLA:CPU compiles it, for the virtual devices of a test. It adds in float32 (and before jax 0.11 gathers and
-    permutes in it), and has no reduce-scatter: gradients are added whole, a tied table's twice (as it was read and as it
-    reads out), and once more along `context`. The gradients that queries, keys and values (up and gate) have of their
-    input are added over devices before they are added to one another. Scales are too small to be cut.
+    permutes in it), and has no reduce-scatter: gradients are added whole, a tied table's twice (as it was read and as
+    it reads out), and once more along `context`. The gradients that queries, keys and values (up and gate) have of
+    their input are added over devices before they are added to one another. Scales are too small to be cut.
     """
     m, here, passes = model, tokens(job, mesh), 2 if job.remat == "full" else 1
     uncut = m.matrices / mesh.tensor + m.scales

@@ -31,8 +31,7 @@ from jaxtyping import Array, Bool, Key
 from experiments import gan_toy
 from jaxarch.gan.training import GameConfig, GANState, Hypers, OptimConfig
 from jaxarch.run import ConfigError, Experiment, Index, Mean, Metrics, check_least, main
-from jaxarch.run.mesh import over_members
-from jaxarch.run.protocol import Layout
+from jaxarch.run.mesh import of_members, over_members
 
 PLAIN = GameConfig(penalty="none")
 TREATMENTS: dict[str, GameConfig] = {
@@ -113,9 +112,6 @@ class State:
     key: Key[Array, "*replicas"]
 
 
-MEMBERS = Layout(axes=("replica",), state=((r"^games\.", ("replica",)),))
-
-
 def experiment(config: Config) -> Experiment:
     games = {name: gan_toy.experiment(config.toy(name)) for name in config.treatments}
     points = [(config.optim.learning_rate, config.gamma)] * config.seeds
@@ -170,7 +166,7 @@ def experiment(config: Config) -> Experiment:
         report=make_report(config, jax.jit(measured)),
         monitor=f"val/reverse_kl[{DEFAULT if DEFAULT in games else config.treatments[-1]}]",
         weights=(),  # members may diverge: that is what is measured
-        layout=MEMBERS,
+        layout=of_members("games"),
     )
 
 

@@ -30,9 +30,8 @@ from jaxtyping import Array, Float, Key
 
 from jaxarch.rl.statistics import estimate, improvement, profile
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, check_least, main
-from jaxarch.run.mesh import over_members
+from jaxarch.run.mesh import of_members, over_members
 from jaxarch.run.metrics import interquartile_mean, interval
-from jaxarch.run.protocol import Layout
 
 Algorithm = Literal["ppo", "a2c", "reinforce", "dqn", "iqn", "pqn", "sac", "td3"]
 
@@ -73,9 +72,6 @@ class State:
     games: dict[str, Any]
     returns: dict[str, Any]
     key: Any
-
-
-SEEDS = Layout(axes=("replica",), state=((r"^games\.", ("replica",)),))
 
 
 def experiment(config: Config) -> Experiment:
@@ -120,7 +116,7 @@ def experiment(config: Config) -> Experiment:
         monitor="-eval/last_return",
         weights=(),
         newest_only=("games",),
-        layout=SEEDS,
+        layout=of_members("games"),
     )
 
 

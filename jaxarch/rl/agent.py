@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jaxarch.run import Hypers, Index, Metrics
@@ -35,6 +37,11 @@ class Rollout(NamedTuple):
     @property
     def ended(self) -> Bool[Array, "time envs"]:
         return self.terminated | self.truncated
+
+
+def nothing_learned(update: Callable[..., tuple[Any, Any]], *given: Any) -> Any:
+    """Zeros for the metrics of an update `(...) -> (networks, metrics)` that is not made."""
+    return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *given)[1])
 
 
 class Agent(NamedTuple):

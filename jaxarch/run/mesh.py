@@ -175,6 +175,11 @@ def gathered(tree: PyTree, layout: Layout, leave: str = "$^", dtype: DTypeLike |
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def of_members(field: str) -> Layout:
+    """Of a state that holds members of its own: `replica` cuts the first axis of all in this field of it."""
+    return Layout(axes=("replica",), state=((rf"^{field}\.", ("replica",)),))
+
+
 def over_members(function: Callable, in_axes: Any = 0) -> Callable:
     """`jax.vmap` over members that a state holds in itself, which `replica` cuts."""
     mesh = current()

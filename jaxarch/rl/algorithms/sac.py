@@ -23,7 +23,7 @@ from gymnax.environments import spaces
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.rl import replay
-from jaxarch.rl.agent import Agent, Rollout
+from jaxarch.rl.agent import Agent, Rollout, nothing_learned
 from jaxarch.rl.distributions import Categorical, TanhGaussian
 from jaxarch.rl.environments import Environment, action_size, actions_of, observation_shape
 from jaxarch.rl.layout import divided
@@ -283,7 +283,7 @@ def make_agent(environment: Environment, config: SACConfig, envs: int, length: i
             return jax.lax.scan(lambda networks, given: update(networks, *given, hypers), networks, (batches, keys))
 
         def none(networks: Networks) -> tuple[Networks, Metrics]:
-            return networks, jax.tree.map(jnp.zeros_like, jax.eval_shape(updates, networks)[1])
+            return networks, nothing_learned(updates, networks)
 
         learns = index >= random_iterations
         networks, found = jax.lax.cond(learns, updates, none, learner.networks)

@@ -9,7 +9,6 @@ Actions are in [-1, 1] (`environments.rescaled`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.rl import replay
-from jaxarch.rl.agent import Agent, Rollout
+from jaxarch.rl.agent import Agent, Rollout, nothing_learned
 from jaxarch.rl.environments import Environment, action_size, observation_shape
 from jaxarch.rl.layout import divided
 from jaxarch.rl.networks import ActionValue, NetworkConfig, Torso, orthogonal
@@ -212,7 +211,7 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
             networks, policy_loss = jax.lax.cond(
                 number % config.delay == config.delay - 1,
                 lambda networks: update_policy(networks, batch, hypers),
-                lambda networks: (networks, nothing(update_policy, networks, batch, hypers)),
+                lambda networks: (networks, nothing_learned(update_policy, networks, batch, hypers)),
                 networks,
             )
             return networks, {**metrics, "train/policy_loss": policy_loss}
@@ -224,7 +223,7 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
             return networks, jax.tree.map(lambda values: values.sum(0), metrics)
 
         def no_update(networks: Networks) -> tuple[Networks, Metrics]:
-            return networks, nothing(updates, networks)
+            return networks, nothing_learned(updates, networks)
 
         networks, metrics = jax.lax.cond(index >= random_iterations, updates, no_update, learner.networks)
         return replace(learner, networks=networks, replay=kept), metrics
@@ -232,8 +231,3 @@ def make_agent(environment: Environment, config: TD3Config, envs: int, length: i
     names = ("policy", "critics", "policy_target", "critic_targets")
     weights = tuple(f"networks.{name}" for name in names)
     return Agent(init, act, learn, policy, weights=weights, newest_only=("replay",))
-
-
-def nothing(update: Callable[..., tuple[Networks, Any]], *given: Any) -> Any:
-    """Zeros for the metrics of an update that is not made."""
-    return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *given)[1])

@@ -15,12 +15,11 @@ import pytest
 from experiments import finetune
 from jaxarch.data.images import scaled
 from jaxarch.gan import training as gan_training
-from jaxarch.run import Experiment
-from jaxarch.run.mesh import path_name
 from jaxarch.transformer import training as transformer_training
 from jaxarch.transformer.encoder import EncoderConfig, encoder
 from jaxarch.transformer.pretrained import save_pretrained
 from tests.experiments.test_finetune import VOCAB, WORDS, drawn, wordpiece
+from tests.run.running import wide
 from tests.run.spread import assert_same_curve, curve
 
 VALUES = {"starts": 32, "replay": 512, "batch_size": 16}
@@ -74,26 +73,6 @@ TRIED: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {
     "td3": ({"envs": 8, "episodes": 4, "agent": CRITICS}, 20, ("data=8",)),
 }
 QUICK = ("gpt",)  # with the last mesh alone, which has most of the axes
-
-
-def wide(experiment: Experiment) -> Experiment:
-    """With a state in float64: modules make their parameters in float32, and sums of gradients are of that type.
-
-    A world is left as it is: what its environments make has a type of its own.
-    """
-
-    def widened(tree: Any) -> Any:
-        def one(path: tuple, leaf: Any) -> Any:
-            mine = leaf.dtype == jnp.float32 and not path_name(path).startswith("world.")
-            return leaf.astype(jnp.float64) if mine else leaf
-
-        return jax.tree_util.tree_map_with_path(one, tree)
-
-    def step(state: Any, batch: Any, index: Any) -> tuple[Any, Any]:
-        state, metrics = experiment.step(state, batch, index)
-        return widened(state), metrics
-
-    return experiment._replace(init=lambda *given: widened(experiment.init(*given)), step=step)
 
 
 def changed(config: Any, values: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from jaxarch.rl.training import iterations, make_experiment, play
 from jaxarch.run.program import Member
 from jaxarch.run.protocol import ConfigError
 from tests.rl import probes
-from tests.run.running import after, assert_same, exit_code, log, resumed
+from tests.run.running import after, assert_same, exit_code, log, resumed, wide
 
 TINY = [
     "--env-steps",
@@ -131,11 +131,8 @@ SWEPT = {
 
 @pytest.mark.parametrize("module", [dqn, *(pytest.param(m, marks=pytest.mark.slow) for m in SWEPT if m is not dqn)])
 def test_a_member_of_a_sweep_is_the_solo_run_with_these_options(module):
-    """Over seven iterations, in which learning begins, targets follow, and the ring of a replay comes round; in float64
-    where the networks take it.
-    """
-    in_float64 = module not in (iqn, pqn, td3)
-    with jax.enable_x64(in_float64):
+    """In float64, over seven iterations: learning begins, targets follow, and the ring of a replay comes round."""
+    with jax.enable_x64(True):
         options, hypers = SWEPT[module]
         hypers = {"learning_rate": 0.02, **hypers}
         config = module.Config(env_options=("max_steps_in_episode=5",), env_steps=28, envs=2, length=2)
@@ -143,7 +140,7 @@ def test_a_member_of_a_sweep_is_the_solo_run_with_these_options(module):
 
         def learners(agent, points):
             """Of seeds 3, 4, ... at these points, side by side where there are several."""
-            experiment = module.experiment(dataclasses.replace(config, agent=agent))
+            experiment = wide(module.experiment(dataclasses.replace(config, agent=agent)))
 
             def run(seed, hypers):
                 state = experiment.init(jax.random.key(seed), hypers)
@@ -157,12 +154,11 @@ def test_a_member_of_a_sweep_is_the_solo_run_with_these_options(module):
             return jax.jit(jax.vmap(run), compiler_options=fast)(seeds, several)
 
         alone, together = learners(dataclasses.replace(agent, **hypers), [{}]), learners(agent, [{}, hypers])
-        tight = {"rtol": 1e-6, "atol": 1e-7}
         own, member, other = (
             jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree, i in ((alone, 0), (together, 1), (together, 0))
         )
         for one, another in zip(*map(jax.tree.leaves, (own, member)), strict=True):
-            np.testing.assert_allclose(one, another, **(tight if in_float64 else {"rtol": 1e-3, "atol": 1e-4}))
+            np.testing.assert_allclose(one, another, rtol=1e-6, atol=1e-7)
         assert not all(map(np.allclose, *map(jax.tree.leaves, (own, other))))
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from jaxarch.run import Experiment, command, load
 from jaxarch.run.checkpoint import Checkpoints
 from jaxarch.run.command import first_batch, main
 from jaxarch.run.loop import batches
+from jaxarch.run.mesh import path_name
 from jaxarch.run.program import Carry, Member, Programs
 
 SPEED = ("seconds", "steps_per_second", "mfu")
@@ -36,7 +38,7 @@ def run(module: ModuleType, runs: Path, *arguments: object, name: str = "a", cop
     with pytest.MonkeyPatch.context() as patch:
         if copied_at is not None:
             patch.setattr(Checkpoints, "save", and_copy)
-        code = exit_code(module, "--runs", runs, "--name", name, *arguments)
+        code = exit_code(module, *arguments, "--runs", runs, "--name", name)
     assert code == 0
     return runs / module.__name__.rsplit(".", 1)[-1] / name
 
@@ -72,6 +74,26 @@ def exit_code(module: ModuleType, *arguments: object) -> int:
         except SystemExit as exit_:
             return int(exit_.code or 0)
     return 0
+
+
+def wide(experiment: Experiment) -> Experiment:
+    """With a state in float64: modules make their parameters in float32, and sums of gradients are of that type.
+
+    A world is left as it is: what its environments make has a type of its own.
+    """
+
+    def widened(tree: Any) -> Any:
+        def one(path: tuple, leaf: Any) -> Any:
+            mine = leaf.dtype == jnp.float32 and not path_name(path).startswith("world.")
+            return leaf.astype(jnp.float64) if mine else leaf
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def step(state: Any, batch: Any, index: Any) -> tuple[Any, Any]:
+        state, metrics = experiment.step(state, batch, index)
+        return widened(state), metrics
+
+    return experiment._replace(init=lambda *given: widened(experiment.init(*given)), step=step)
 
 
 def after(experiment: Experiment, members: list[Member], steps: int) -> tuple[Programs, Carry]:

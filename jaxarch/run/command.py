@@ -105,7 +105,7 @@ def main(experiment: Callable[[Any], Experiment], config: type, presets: Mapping
     module, description = described(experiment)
     program = Path(module).stem if module.endswith(".py") else module.rsplit(".", 1)[-1]
     with exits(program), heard("jaxarch.attention"):
-        join(sys.argv[1:])
+        join(program, sys.argv[1:])
         with processes.agreed():
             config_, options, saved = parse(program, description, config, presets or {}, sys.argv[1:])
         run(program, module, experiment, config_, options, saved)
@@ -157,7 +157,7 @@ def exits(program: str) -> Iterator[None]:
         processes.end(1)
 
 
-def join(arguments: Sequence[str]) -> None:
+def join(program: str, arguments: Sequence[str]) -> None:
     """Joins the other processes, if there are to be any: first of all, so that an error in one ends all of them.
 
     Raises ConfigError.
@@ -171,7 +171,7 @@ def join(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{name} {text} is not a number of processes.")
         numbers.append(None if text is None else int(text))
     backend.prepare()
-    processes.join(value_of(arguments, "--coordinator"), *numbers)
+    processes.join(program, value_of(arguments, "--coordinator"), *numbers)
 
 
 # --- the arguments ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,22 +29,27 @@ PATIENCE = 300  # seconds to wait for the others at the start
 BLOCK = 1 << 10  # bytes; what is told fills whole blocks, so that few sizes are compiled
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Waits for the others. To be called before anything asks for a device.
+def join(program: str, coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Waits for the others; ends this process in a line where they do not come. To be called before anything asks for a
+    device.
 
     Where nothing is said, JAX asks Slurm, Open MPI, Kubernetes or the Cloud TPU (`jax.distributed.initialize`).
-    Raises ConfigError where nobody says where they are, RunError where they do not come or the first cannot listen.
+    program: what the line begins with.
+    Raises ConfigError where nobody says where they are, RunError where the first cannot listen.
     """
     if coordinator is not None:
         check_coordinator(coordinator, process)
     # Its handler would take a SIGTERM that comes before the loop's own is there, and do nothing.
     jax.config.update("jax_enable_preemption_service", False)
+    late = threading.Timer(PATIENCE, _nobody_came, (program,))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            initialization_timeout=PATIENCE,
+            initialization_timeout=PATIENCE + HEARTBEAT,  # at its end the process would be aborted
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
@@ -54,6 +60,17 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ) from None
     except RuntimeError as error:
         raise RunError(f"--distributed: the processes did not meet: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        late.cancel()
+
+
+def _nobody_came(program: str) -> None:
+    print(
+        f"{program}: --distributed: the processes did not meet within {PATIENCE} s; start each of them, with one "
+        "coordinator, whose port is open to all.",
+        file=sys.stderr,
+    )
+    end(1)
 
 
 def check_coordinator(coordinator: str, process: int | None) -> None:

@@ -168,7 +168,7 @@ def test_a_dead_process_is_missed_soon(monkeypatch):
     """Within 90 seconds all are to have ended: the heartbeat that is missed, and then the wait for the others."""
     given = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: given.update(options, place=place))
-    join("localhost:1", 2, 1)
+    join("network", "localhost:1", 2, 1)
     assert given["place"] == ("localhost:1", 2, 1)
     assert 10 <= given["heartbeat_timeout_seconds"] <= 45 >= given["shutdown_timeout_seconds"]
 
@@ -201,7 +201,7 @@ def test_one_whose_peer_is_gone_says_it_in_a_line(monkeypatch, capsys):
 @pytest.mark.parametrize("coordinator", ["localhost", ":55527", "localhost:port", "localhost:0", "localhost:70000"])
 def test_an_address_that_is_none_is_said(coordinator):
     with pytest.raises(ConfigError, match=f"--coordinator {coordinator} is not HOST:PORT"):
-        join(coordinator, 2, 0)
+        join("network", coordinator, 2, 0)
 
 
 def test_a_port_that_is_taken_is_said():
@@ -212,10 +212,14 @@ def test_a_port_that_is_taken_is_said():
         check_coordinator(coordinator, 1)  # which does not listen
 
 
-def test_a_process_whose_coordinator_does_not_answer_ends(tmp_path):
-    at = ("--coordinator", f"localhost:{free_port()}", "--processes", 2, "--process", 1)
+@pytest.mark.parametrize("process", [0, 1])
+def test_one_that_waits_in_vain_for_the_others_says_so(process, tmp_path):
+    at = ("--coordinator", f"localhost:{free_port()}", "--processes", 2, "--process", process)
     done = alone("--distributed", *at, "--name", "a", "--runs", tmp_path, *MESH, patience=3)
-    assert done.returncode not in (0, None) and "Terminating" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith(
+        "network: --distributed: the processes did not meet within 3 s;"
+    )
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

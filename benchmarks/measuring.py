@@ -38,6 +38,26 @@ def ratio(ours: list[float], peer: list[float]) -> dict[str, float]:
     return quartiles([theirs / own for own, theirs in zip(ours, peer, strict=True)])
 
 
+def report_steps(
+    output: Path, name: str, about: dict[str, Any], seconds: Mapping[str, list[float]], taken: int
+) -> None:
+    """Prints and writes the environment steps a second of ours, under "jaxarch", and of the "peer".
+
+    about: what each record says of how it was measured.
+    taken: environment steps of a measurement.
+    """
+    records: list[dict[str, Any]] = []
+    for implementation, values in seconds.items():
+        speed = quartiles([taken / value for value in values])
+        print(f"{speed['median']:12,.0f} steps/s  {implementation}")
+        measured = {"seconds": quartiles(values), "steps_per_second": speed}
+        records.append({"implementation": implementation, **about, **measured})
+    faster = ratio(seconds["jaxarch"], seconds["peer"])
+    records[0]["speed_over_peer"] = faster
+    print(f"ours is {faster['median']:.2f}x as fast [{faster['q25']:.2f}, {faster['q75']:.2f}]")
+    write(output, name, records)
+
+
 def write(output: Path, name: str, records: list[dict[str, Any]], fits: list[dict[str, Any]] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     content = {"environment": backend.environment(), "records": records, "fits": fits or []}

@@ -28,7 +28,7 @@ import optax
 from flax.training.train_state import TrainState
 from gymnax.wrappers.purerl import FlattenObservationWrapper, LogWrapper
 
-from benchmarks.measuring import Measure, alternating, quartiles, ratio, write
+from benchmarks.measuring import Measure, alternating, report_steps
 from jaxarch.rl.algorithms.ppo import PPOConfig, make_agent
 from jaxarch.rl.environments import make
 from jaxarch.rl.training import iterations, make_experiment
@@ -228,19 +228,9 @@ def main() -> None:
         arguments = parsed_or_usage(Arguments, "python -m benchmarks.ppo_step", __doc__ or "", sys.argv[1:])
         backend.prepare()
         seconds = alternating({"jaxarch": ours(arguments), "peer": peer(arguments)}, arguments.rounds)
+        about = {"pass": "ppo", "envs": arguments.envs, "length": arguments.length, "seeds": arguments.seeds}
         taken = arguments.iterations * arguments.envs * arguments.length * arguments.seeds
-        records: list[dict[str, Any]] = []
-        for name, values in seconds.items():
-            record = {"implementation": name, "pass": "ppo", "envs": arguments.envs, "length": arguments.length}
-            record |= {"seeds": arguments.seeds, "seconds": quartiles(values)}
-            record["steps_per_second"] = quartiles([taken / value for value in values])
-            records.append(record)
-        records[0]["speed_over_peer"] = ratio(seconds["jaxarch"], seconds["peer"])
-        for record in records:
-            print(f"{record['steps_per_second']['median']:12,.0f} steps/s  {record['implementation']}")
-        faster = records[0]["speed_over_peer"]
-        print(f"ours is {faster['median']:.2f}x as fast [{faster['q25']:.2f}, {faster['q75']:.2f}]")
-        write(arguments.output, "ppo_step", records)
+        report_steps(arguments.output, "ppo_step", about, seconds, taken)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ cliff Q-learning's greedy policy takes the 13 steps of the shortest way, SARSA's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -93,7 +93,6 @@ def experiment(config: Config) -> Experiment:
     environment, table = make_table(config.env, options_of(config.env_options))
     agent = make_agent(environment, config.method, config.envs, config.steps, table)
     hypers = Hypers(config.learning_rate, config.decay, config.gamma, config.epsilon, config.epsilon_final)
-    optimal = value_iteration(table, config.gamma)
     reached = jnp.asarray(reachable(table))
 
     def apart(values: Array, others: Array) -> Array:
@@ -104,9 +103,10 @@ def experiment(config: Config) -> Experiment:
         """The errors of V and Q against the optimal ones; of Q against the exact values of the policy that it is
         learned with at the end, which SARSA and Monte Carlo learn; and what the greedy policy loses in some state.
         """
-        values = state.learner.values
-        own = policy_values(table, epsilon_greedy(values, config.epsilon_final), config.gamma)
-        greedy = policy_values(table, epsilon_greedy(values, 0.0), config.gamma)
+        values, hypers = state.learner.values, state.hypers
+        optimal = value_iteration(table, hypers.gamma)
+        own = policy_values(table, epsilon_greedy(values, hypers.epsilon_final), hypers.gamma)
+        greedy = policy_values(table, epsilon_greedy(values, 0.0), hypers.gamma)
         return {
             "eval/value_error": apart(values.max(-1), optimal.max(-1)),
             "eval/action_value_error": apart(values.T, optimal.T),
@@ -114,7 +114,11 @@ def experiment(config: Config) -> Experiment:
             "eval/regret": apart(greedy.max(-1), optimal.max(-1)),
         }
 
+    def check(hypers: Hypers) -> None:
+        replace(config, **hypers._asdict())  # which looks at them
+
     def report(state: RLState, key: Key[Array, ""], folder: Path) -> Metrics:
+        optimal = value_iteration(table, state.hypers.gamma)
         draw(np.asarray(state.learner.values), np.asarray(optimal), table, config, folder / "values.png")
         return {}
 
@@ -127,6 +131,7 @@ def experiment(config: Config) -> Experiment:
         measure=measure,
         report=report,
         monitor="eval/value_error",
+        check=check,
     )
 
 

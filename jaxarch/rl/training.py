@@ -20,8 +20,9 @@ from jaxarch.rl.layout import LAYOUT, check_envs
 from jaxarch.run import ConfigError, Experiment, Hypers, Index, Metrics
 
 EPISODES = 32  # of an evaluation, by each policy
-# Hypers by what they may be: in [0, 1], 0 or above, or any number.
-SHARES = ("gamma", "gae_lambda", "q_lambda", "tau", "epsilon", "beta")
+# Hypers by what they may be: in [0, 1], above 0, any number; the others 0 or above.
+SHARES = ("gamma", "gae_lambda", "q_lambda", "tau", "epsilon", "beta", "risk")
+POSITIVE = ("temperature", "risk")
 SIGNED = ("target_entropy",)
 
 
@@ -81,7 +82,8 @@ def make_experiment(
     others: more fields of the Experiment.
     Raises ConfigError for hypers that are none, as a discount above 1.
     """
-    check_hypers(hypers)
+    fields = {"layout": LAYOUT, "monitor": "-eval/return", "check": check_hypers, **others}
+    fields["check"](hypers)
 
     def init(key: Key[Array, ""], hypers: Hypers) -> RLState:
         check_envs(envs)
@@ -96,9 +98,8 @@ def make_experiment(
         return replace(state, learner=learner, world=world), {**seen, **learned}
 
     weights, newest_only = (tuple(f"learner.{name}" for name in names) for names in (agent.weights, agent.newest_only))
-    fields = {"layout": LAYOUT, "monitor": "-eval/return", "weights": weights, "newest_only": newest_only, **others}
     evaluate = Evaluation(environment, agent, episodes, measure)
-    return Experiment(init=init, step=step, evaluate=evaluate, hypers=hypers, **fields)
+    return Experiment(init, step, evaluate, hypers=hypers, weights=weights, newest_only=newest_only, **fields)
 
 
 def check_hypers(hypers: Hypers) -> None:
@@ -106,6 +107,8 @@ def check_hypers(hypers: Hypers) -> None:
         value, option = getattr(hypers, name), f"--agent.{name.replace('_', '-')}"
         if name in SHARES and not 0 <= value <= 1:
             raise ConfigError(f"{option} {value:g} is not in [0, 1].")
+        if name in POSITIVE and not value > 0:
+            raise ConfigError(f"{option} {value:g} is not above 0.")
         if not (math.isfinite(value) and (value >= 0 or name in SIGNED)):
             raise ConfigError(f"{option} {value:g} is not {'a number' if name in SIGNED else '0 or above'}.")
 

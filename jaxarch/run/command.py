@@ -446,7 +446,7 @@ def _run(
         experiment = make(config)
         if experiment.batch_size < 1:
             raise ConfigError(f"--batch-size {experiment.batch_size} is below 1.")
-        which = members(experiment.hypers, options.sweep, options.seed, options.replicas)
+        which = members(experiment.hypers, options.sweep, options.seed, options.replicas, experiment.check)
         mesh = mesh_of(options, experiment, len(which))
     programs = Programs(experiment, which, mesh)
     if programs.mesh is not None:  # traced now: what the mesh does not divide is refused before there is a folder

@@ -50,10 +50,17 @@ class Carry(NamedTuple):
     sums: dict[str, Sums]
 
 
-def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> list[Member]:
+def members(
+    hypers: Hypers,
+    sweep: Sequence[str],
+    seed: int,
+    replicas: int,
+    check: Callable[[Hypers], None] = lambda hypers: None,
+) -> list[Member]:
     """The product of the sweep's axes (`field=a,b,c`) and the replicas' seeds.
 
-    Raises ConfigError for a field that the experiment does not have or a value that is not a number.
+    Raises ConfigError for a field that the experiment does not have, a value that is not a number, or one that the
+    experiment's `check` refuses.
     """
     fields = getattr(hypers, "_fields", ())
     axes = []
@@ -69,6 +76,11 @@ def members(hypers: Hypers, sweep: Sequence[str], seed: int, replicas: int) -> l
             numbers = [math.nan]
         if not all(map(math.isfinite, numbers)):
             raise ConfigError(f"--sweep {axis}: the values are not numbers; write it as --sweep {name}=1,2,3.")
+        try:
+            for number in numbers:
+                check(hypers._replace(**{name: number}))
+        except ConfigError as error:
+            raise ConfigError(f"--sweep {axis}: {error}") from None
         axes.append([(name, number) for number in numbers])
     named = [axis[0][0] for axis in axes]
     for axis in axes:

@@ -84,6 +84,7 @@ class Experiment(NamedTuple):
         those of the forward pass, what is recomputed not counted again. Against the machine's peaks they give the
         run's MFU. None: they are counted in the program (`jaxarch.run.operations`).
     layout: how state and batch are cut over devices. None: only replicas can be spread.
+    check: raises ConfigError for hypers that are none, as a discount above 1; it is asked about those of a sweep.
     """
 
     init: Callable[[Key[Array, ""], Hypers], State]
@@ -99,6 +100,7 @@ class Experiment(NamedTuple):
     flops: Mapping[str, float] | None = None
     layout: Layout | None = None
     newest_only: tuple[str, ...] = ()
+    check: Callable[[Hypers], None] = lambda hypers: None
 
 
 class ConfigError(Exception):

@@ -298,6 +298,16 @@ def test_value_iteration_as_an_experiment(tmp_path):
     assert log(whole)[-1]["eval/return"] == -13
 
 
+def test_what_a_sweep_varies_is_measured_by_its_own_optimum():
+    config = experiment.Config(
+        env="CliffWalking", method=TabularConfig("value_iteration"), envs=1, length=1, gamma=0.95
+    )
+    whole, (_, table) = experiment.experiment(config), make_table("CliffWalking")
+    state = whole.init(jax.random.key(0), whole.hypers._replace(gamma=0.5))
+    state = state.replace(learner=state.learner._replace(values=tabular.value_iteration(table, 0.5)))
+    assert whole.evaluate.measure(state, jax.random.key(1))["eval/action_value_error"] < 1e-5
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -306,6 +316,7 @@ def test_value_iteration_as_an_experiment(tmp_path):
         (["--gamma", 1.0], "--gamma 1 is not in [0, 1)"),
         (["--epsilon-final", 1.5], "--epsilon-final 1.5 is not in [0, 1]"),
         (["--envs", 0], "--envs 0 is below 1"),
+        (["--sweep", "gamma=0.9,1"], "--sweep gamma=0.9,1: --gamma 1 is not in [0, 1)"),
     ],
 )
 def test_bad_options(options, said, tmp_path, capsys):

@@ -162,6 +162,16 @@ def test_a_wrong_sweep_is_refused(sweep, message):
         members(line.Hypers(), sweep, 0, 1)
 
 
+def test_values_that_the_experiment_refuses_are_refused_in_a_sweep():
+    def check(hypers):
+        if hypers.learning_rate > 1:
+            raise ConfigError("a rate above 1.")
+
+    assert len(members(line.Hypers(), ["learning-rate=0.1,1"], 0, 1, check)) == 2
+    with pytest.raises(ConfigError, match="^--sweep learning-rate=0.1,2: a rate above 1.$"):
+        members(line.Hypers(), ["learning-rate=0.1,2"], 0, 1, check)
+
+
 def test_the_sweep_is_the_product_of_its_axes():
     grid = members(gan.Hypers(), ["learning-rate=1,2", "gamma=3,4,5"], seed=0, replicas=2)
     assert len(grid) == 12

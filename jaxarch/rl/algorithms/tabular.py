@@ -78,7 +78,7 @@ def backed_up(table: Table, values: Values, gamma: float | Array) -> Values:
     return jnp.where(table.terminal[:, None], 0.0, found)
 
 
-def value_iteration(table: Table, gamma: float, tolerance: float = 1e-6) -> Values:
+def value_iteration(table: Table, gamma: float | Array, tolerance: float = 1e-6) -> Values:
     """The optimal values, swept until none changes by more than the tolerance."""
 
     def one(carry: tuple[Values, Values]) -> tuple[Values, Values]:
@@ -90,7 +90,7 @@ def value_iteration(table: Table, gamma: float, tolerance: float = 1e-6) -> Valu
     return jax.lax.while_loop(lambda carry: jnp.abs(carry[0] - carry[1]).max() > tolerance, one, start)[0]
 
 
-def policy_values(table: Table, policy: Values, gamma: float) -> Values:
+def policy_values(table: Table, policy: Values, gamma: float | Array) -> Values:
     """The values of a policy, `policy[s]` the chances of its actions: Bellman's linear equations (eq. 4.4) solved."""
     states = len(table.terminal)
     going_on = jnp.where(table.terminal, 0.0, 1.0)

@@ -31,8 +31,8 @@ class NetworkConfig:
     """features of the convolution before them, where observations are pictures"""
 
     def __post_init__(self) -> None:
-        check_least(self, ("layers",), 0, "model.")
-        check_least(self, ("width", "channels"), 1, "model.")
+        check_least(self, ("layers",), 0, "agent.model.")
+        check_least(self, ("width", "channels"), 1, "agent.model.")
 
 
 def orthogonal(scale: float = float(np.sqrt(2))) -> Initializer:

@@ -217,6 +217,8 @@ def test_the_number_of_a_state_is_not_normalised():
         (["--agent.epochs", 0], "--agent.epochs 0 is below 1"),
         (["--agent.max-norm", -1], "--agent.max-norm -1 is not 0 or above"),
         (["--env-options", "gravity"], "write it as name=value"),
+        (["--sweep", "clip=0.1,-1"], "--sweep clip=0.1,-1: --agent.clip -1 is not 0 or above"),
+        (["--agent.model.layers", -1], "--agent.model.layers -1 is below 0"),
     ],
 )
 def test_bad_options_are_told_in_a_line(options, said, tmp_path, capsys):

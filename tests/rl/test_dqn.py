@@ -12,6 +12,7 @@ import pytest
 
 from jaxarch.rl.agent import Rollout
 from jaxarch.rl.algorithms.dqn import PRIORITY_FLOOR, DQNConfig, NoisyDense, make_agent, network_of
+from jaxarch.rl.distributional import projected
 from jaxarch.rl.environments import make
 from jaxarch.rl.networks import NetworkConfig
 from jaxarch.run import ConfigError
@@ -59,6 +60,32 @@ def test_probe_environments(options):
     found = np.asarray(values(together.OBSERVATIONS)).max(axis=1)
     np.testing.assert_allclose(found, together.VALUES, atol=0.2)
     np.testing.assert_array_equal(np.asarray(values(together.BY_BOTH)).argmax(axis=1), [1, 0])
+
+
+def test_what_is_predicted_exactly_keeps_a_priority():
+    """The divergence of a target, which sums to a little less than 1, from what it predicts exactly is below 0."""
+    config = DQNConfig(
+        starts=0, batch_size=4, replay=8, prioritized=True, returns="categorical", model=NetworkConfig(layers=0)
+    )
+    agent = make_agent(make("CartPole-v1"), config, 4, 2, 100)
+    support = jnp.linspace(config.lowest, config.highest, config.atoms)
+    rewards = jnp.linspace(-9, 9, 1801)
+    certain = jnp.full((len(rewards), config.atoms), 1 / config.atoms)
+    targets = projected(certain, jnp.broadcast_to(rewards[:, None], certain.shape), support)
+    worst = targets.sum(axis=1).argmin()
+    assert targets[worst].sum() < 1 - PRIORITY_FLOOR
+    learner = agent.init(jax.random.key(0), config.hypers)
+    bias = jnp.tile(jnp.log(jnp.maximum(targets[worst], 1e-30)), 2)
+    (layer,) = learner.params.values()
+    params = {"Perceptron_0": {"head_0_kernel": jnp.zeros_like(layer["head_0_kernel"]), "head_0_bias": bias}}
+    steps, quiet = jnp.zeros((2, 4)), jnp.zeros((2, 4), bool)
+    seen = jnp.zeros((2, 4, 4))
+    rollout = Rollout(seen, quiet, steps.astype(jnp.int32), steps + rewards[worst], ~quiet, quiet, seen, (), ())
+    learner, _ = jax.jit(agent.learn)(
+        dataclasses.replace(learner, params=params), rollout, jax.random.key(1), jnp.asarray(0)
+    )
+    leaves = learner.replay.priorities.levels[0].reshape(-1)[:8]
+    assert leaves.min() == pytest.approx(PRIORITY_FLOOR**config.alpha)
 
 
 # --- updates by definition ------------------------------------------------------------------------

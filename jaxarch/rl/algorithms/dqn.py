@@ -295,7 +295,9 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
         rate = hypers.learning_rate * (1 - index / iterations if config.anneal else 1.0)
         params = jax.tree.map(lambda p, u: p - rate * u, learner.params, updates)
         if which is not None:
-            kept = replay.with_priorities(kept, which, (surprise + PRIORITY_FLOOR) ** hypers.alpha)
+            # By rounding, a projected target's sum is a little below 1, and so its divergence below 0.
+            priorities = (jnp.maximum(surprise, 0) + PRIORITY_FLOOR) ** hypers.alpha
+            kept = replay.with_priorities(kept, which, priorities)
         metrics: Metrics = {"train/value_loss": value, "train/td_error": surprise.mean()}
         return replace(learner, params=params, opt=opt, replay=kept), metrics
 

@@ -85,6 +85,9 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Environment:
         start = jax.eval_shape(environment.reset, jax.random.key(0))
         action = jax.eval_shape(environment.action_space.sample, jax.random.key(0))
         jax.eval_shape(environment.step, jax.random.key(0), start[1], action, start)
+        declared = getattr(environment.observation_space, "shape", start[0].shape)
+        if tuple(declared) != start[0].shape:
+            raise ConfigError(f"--env {name}: it observes {start[0].shape}, but its observation_space is {declared}.")
     except ConfigError:
         raise
     except Exception as error:  # one's own code may raise anything
@@ -113,7 +116,7 @@ def _constructed(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
     factory = _factory(name)
     try:
         plain = factory()
-        fields = set(vars(plain.default_params))
+        fields = settings_of(plain.default_params)
     except Exception as error:  # one's own code may raise anything
         raise ConfigError(f"--env {name}: {said(error)}.") from error
     of_params = {key: value for key, value in options.items() if key in fields}
@@ -132,7 +135,12 @@ def _constructed(name: str, options: dict[str, Any]) -> tuple[Any, Any]:
             raise ConfigError(
                 f"--env-options: {name} has no {', '.join(of_constructor)}; its parameters are {known}."
             ) from None
-    return plain, plain.default_params.replace(**of_params) if of_params else plain.default_params
+    return plain, type(plain.default_params)(**{**fields, **of_params}) if of_params else plain.default_params
+
+
+def settings_of(params: Any) -> dict[str, Any]:
+    """The parameters by name, of a dataclass or a NamedTuple; of others, as None, none."""
+    return params._asdict() if hasattr(params, "_asdict") else dict(getattr(params, "__dict__", {}))
 
 
 def said(error: BaseException) -> str:
@@ -191,8 +199,8 @@ def adapted(environment: Any, params: Any, name: str) -> Environment:
         return Step(observation, following, reward, terminated, truncated, found, reached)
 
     limit = getattr(params, "max_steps_in_episode", None)
-    if limit is not None and limit < 1:
-        raise ConfigError(f"--env-options max_steps_in_episode={limit} is below 1.")
+    if limit is not None and not (1 <= limit < 2**31 and limit == int(limit)):
+        raise ConfigError(f"--env-options max_steps_in_episode={limit} is not a whole number in [1, {2**31 - 1}].")
     if not isinstance(like[0], jax.ShapeDtypeStruct):
         raise ConfigError(f"--env {name}: what it observes is not one array.")
     actions = environment.action_space(params)
@@ -228,8 +236,7 @@ def action_size(environment: Environment, who: str) -> int:
     """How many numbers an action is. Raises ConfigError where actions are discrete."""
     if not isinstance(environment.action_space, spaces.Box):
         raise ConfigError(f"{who} gives continuous actions; those of {environment.name} are discrete.")
-    (size,) = environment.action_space.shape or (1,)
-    return int(size)
+    return int(np.prod(environment.action_space.shape))
 
 
 def observation_shape(environment: Environment) -> tuple[int, ...]:
@@ -268,7 +275,7 @@ def outside(space: spaces.Space, observations: Array) -> Bool[Array, "..."]:
 
 
 def rescaled(environment: Environment) -> Environment:
-    """Takes actions in [-1, 1], clipped to them, for the bounds of a continuous space.
+    """Takes actions in [-1, 1], clipped to them, for the bounds of a continuous space, `[size]` whatever its shape.
 
     Raises ConfigError where it has none.
     """
@@ -282,7 +289,7 @@ def rescaled(environment: Environment) -> Environment:
         action = low + (jnp.clip(action.reshape(low.shape), -1, 1) + 1) / 2 * (high - low)
         return environment.step(key, state, action, start)
 
-    return environment._replace(step=step, action_space=spaces.Box(-1.0, 1.0, space.shape, jnp.float32))
+    return environment._replace(step=step, action_space=spaces.Box(-1.0, 1.0, (low.size,), jnp.float32))
 
 
 def centered(environment: Environment) -> Environment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from gymnax.registration import registered_envs
 from jaxarch.rl.environments import (
     UNAVAILABLE,
     Environment,
+    action_size,
     adapted,
     make,
     options_of,
@@ -155,6 +157,16 @@ def test_actions_are_rescaled_to_the_bounds_and_clipped():
         rescaled(unbounded)
 
 
+@pytest.mark.parametrize("shape", [(), (2, 2)])
+def test_rescaled_actions_are_one_row_of_numbers(shape):
+    told = probes.probe("told", lambda key: jnp.zeros(1), lambda o, a, t: (a.sum(), False, o), actions=0)
+    told = told._replace(action_space=spaces.Box(-2.0, 4.0, shape, jnp.float32))
+    environment, start = rescaled(told), told.reset(KEY)
+    size = action_size(environment, "who")
+    assert environment.action_space.shape == (size,) == (max(np.prod(shape), 1),)
+    assert environment.step(KEY, start[1], jnp.full(size, 0.5), start).reward == 2.5 * size
+
+
 def test_frames_are_those_before_and_never_of_another_episode():
     """A count that dies at 3: its frames by hand."""
     count = probes.probe("count", lambda key: jnp.zeros(1), lambda o, a, t: (0.0, t == 2, o + 1), low=0.0, high=9.0)
@@ -214,6 +226,10 @@ class Raising(Corridor):
             return *made[:3], made[3] | made[4], made[5]
         return (*made[:5], {}) if self.where == "info" else made
 
+    def observation_space(self, params):
+        space = super().observation_space(params)
+        return spaces.Box(jnp.zeros(7), jnp.ones(7), (7,)) if self.where == "space" else space
+
     def action_space(self, params):
         return spaces.Dict({}) if self.where == "action" else super().action_space(params)
 
@@ -232,6 +248,7 @@ def unmade():
         (lambda: Raising("info"), "KeyError: 'final_observation'"),
         (lambda: Raising("observation"), "what it observes is not one array"),
         (lambda: Raising("action"), "neither spaces.Discrete nor spaces.Box"),
+        (lambda: Raising("space"), r"it observes \(1,\), but its observation_space is \(7,\)"),
     ],
 )
 def test_what_is_wrong_with_ones_own_is_said_in_a_line(factory, said, monkeypatch):
@@ -241,11 +258,31 @@ def test_what_is_wrong_with_ones_own_is_said_in_a_line(factory, said, monkeypatc
         make("own:factory")
 
 
+class Limits(NamedTuple):
+    limit: int = 5
+
+
+@pytest.mark.parametrize("params", [Limits(), SimpleNamespace(limit=5), None], ids=lambda params: type(params).__name__)
+def test_parameters_of_ones_own_may_be_of_any_kind(params, monkeypatch):
+    own = Raising("")
+    own.default_params = params
+    own.step = lambda key, state, action, params: Corridor.step(own, key, state, action, params or Limits())
+    monkeypatch.setitem(sys.modules, "own", SimpleNamespace(factory=lambda: own))
+    assert make("own:factory").name == "own:factory"
+    if params is None:
+        with pytest.raises(ConfigError, match="own:factory has no limit; its parameters are none"):
+            make("own:factory", {"limit": 7})
+    else:
+        assert make("own:factory", {"limit": 7}).source[1].limit == 7
+
+
 @pytest.mark.parametrize(
     "name, options, said",
     [
         ("CartPole-v1", {"max_steps_in_episode": "many"}, "max_steps_in_episode=many: it is a number, 500 by default"),
-        ("CartPole-v1", {"max_steps_in_episode": 0}, "max_steps_in_episode=0 is below 1"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "max_steps_in_episode=0 is not a whole number in"),
+        ("CartPole-v1", {"max_steps_in_episode": 2.5}, "max_steps_in_episode=2.5 is not a whole number in"),
+        ("CartPole-v1", {"max_steps_in_episode": float("inf")}, "max_steps_in_episode=inf is not a whole number in"),
         ("FrozenLake-misc", {"map_name": "9x9"}, "FrozenLake-misc: ValueError: map_name must be"),
     ],
 )

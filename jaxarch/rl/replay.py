@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.rl.agent import Rollout
 from jaxarch.rl.environments import Environment, observation_dtype
-from jaxarch.run import Index
+from jaxarch.run import ConfigError, Index
 
 # What became of an episode at a step; where it was truncated, which of its environment's final observations is its own.
 GOES_ON, TERMINATED = -1, -2
@@ -94,10 +94,13 @@ def init(
     length: steps of each environment that `add` brings.
     horizon: steps joined in one transition (n-step returns).
     extras: what a step of one environment has besides, as examples.
+    Raises ConfigError for more steps than can be numbered.
     """
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0))
     action = jax.eval_shape(environment.action_space.sample, jax.random.key(0))
     slots = max(-(-capacity // (envs * length)), -(-(horizon - 1) // length) + 1) * length
+    if slots * envs > np.iinfo(np.int32).max:
+        raise ConfigError(f"a replay of {slots * envs} steps is more than can be numbered, {np.iinfo(np.int32).max}.")
     # A truncated episode is as long as the limit says. Where nothing says it, each step may be the last.
     finals = -(-slots // (environment.episode_length or 1))
     kept = observation_dtype(environment)

@@ -32,7 +32,7 @@ from jaxarch.run.loop import Plan, Reached, Run, Stopped, batches, plan
 from jaxarch.run.mesh import check_axes, make_mesh, path_name
 from jaxarch.run.mesh import parse as parse_mesh
 from jaxarch.run.metrics import Log, draw, read, summary
-from jaxarch.run.program import Carry, Programs, members, shape_of
+from jaxarch.run.program import NEVER, Carry, Programs, members, shape_of
 from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least, field_of, with_field
 
 # On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
@@ -434,6 +434,8 @@ def _run(
         folder = prepare(program, module, config, options, saved)
         if config.steps < 1:
             raise ConfigError(f"--steps {config.steps} is below 1.")
+        if config.steps >= NEVER:
+            raise ConfigError(f"{config.steps} steps are too many to be counted; the most is {NEVER - 1}.")
         if options.stop_at is not None and not 0 < options.stop_at <= config.steps:
             raise ConfigError(f"--stop-at {options.stop_at} is not within the run's --steps {config.steps}.")
     check_same(config, options)

@@ -40,6 +40,11 @@ def numbered(limit: int | None, dtype=jnp.float32, shape: tuple[int, ...] = ()) 
     return Environment("numbered", space, spaces.Discrete(7), reset, lambda *_: None, limit)
 
 
+def test_more_than_can_be_numbered_is_refused():
+    with pytest.raises(ConfigError, match="a replay of 10000000000 steps is more than can be numbered, 2147483647."):
+        replay.init(numbered(None), 10**10, 5, 2)
+
+
 def lived(iterations: int, length: int, envs: int, spacing: int = 1, seed: int = 0) -> Rollout:
     """`[iterations, length, envs]`. Observations number the steps; what the last step of an episode led to is the
     number plus a half. Episodes are truncated at least `spacing` steps apart.

@@ -40,6 +40,7 @@ def said(capsys) -> str:
         (["--scan", 0], "line: --scan 0 is below 1."),
         (["--name", "a/b"], "line: --name 'a/b' cannot name a folder"),
         (["--steps", 0], "line: --steps 0 is below 1."),
+        (["--steps", 10**12], "line: 1000000000000 steps are too many to be counted; the most is 2147483646."),
         (["--batch-size", 0], "line: --batch-size 0 is below 1."),
         (["--stop-at", 100], "line: --stop-at 100 is not within the run's --steps 60."),
         (["--resume"], "line: --resume needs the --name of a run; there are none in"),

@@ -376,4 +376,6 @@ def divergence(first: tuple[int, str], members: int, saved: list[int]) -> str:
     step, metric = first
     who = "" if members == 1 else f"all {members} replicas diverged; the first: "
     advice = "A lower learning rate or a clipped gradient may help."
+    if metric.startswith("env/"):  # said of what was given, not of what was learned
+        advice = "The environment gave a reward or an observation that is no number."
     return f"{who}{metric} is not finite at step {step}; {kept(saved)}. {advice}"

@@ -219,7 +219,9 @@ def test_a_reward_that_is_no_number_ends_the_run_in_a_line(tmp_path, monkeypatch
     module.factory = gymnax_like
     monkeypatch.setitem(sys.modules, "broken_world", module)
     assert exit_code(ppo, "--runs", tmp_path, "--env", "broken_world:factory", *TINY[:-6]) == 1
-    assert "env/sound[broken_world:factory] is not finite at step 0" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "env/sound[broken_world:factory] is not finite at step 0" in said
+    assert "The environment gave a reward or an observation that is no number." in said
 
 
 def gymnax_like():

@@ -1,7 +1,7 @@
 """A GIF of what a run has learned.
 
 python -m jaxarch.rl.play runs/ppo/demo
-python -m jaxarch.rl.play runs/dqn/demo --episodes 3 --sampled True --output three.gif
+python -m jaxarch.rl.play runs/dqn/demo --episodes 3 --sampled --output three.gif
 python -m jaxarch.rl.play runs/tabular/demo --member 2 --step best
 """
 

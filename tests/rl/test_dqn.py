@@ -8,10 +8,11 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxarch.rl.agent import Rollout
-from jaxarch.rl.algorithms.dqn import PRIORITY_FLOOR, DQNConfig, NoisyDense, make_agent, network_of
+from jaxarch.rl.algorithms.dqn import PRIORITY_FLOOR, DQNConfig, NoisyDense, make_agent, network_of, priorities_of
 from jaxarch.rl.distributional import projected
 from jaxarch.rl.environments import make
 from jaxarch.rl.networks import NetworkConfig
@@ -64,28 +65,12 @@ def test_probe_environments(options):
 
 def test_what_is_predicted_exactly_keeps_a_priority():
     """The divergence of a target, which sums to a little less than 1, from what it predicts exactly is below 0."""
-    config = DQNConfig(
-        starts=0, batch_size=4, replay=8, prioritized=True, returns="categorical", model=NetworkConfig(layers=0)
-    )
-    agent = make_agent(make("CartPole-v1"), config, 4, 2, 100)
-    support = jnp.linspace(config.lowest, config.highest, config.atoms)
-    rewards = jnp.linspace(-9, 9, 1801)
-    certain = jnp.full((len(rewards), config.atoms), 1 / config.atoms)
-    targets = projected(certain, jnp.broadcast_to(rewards[:, None], certain.shape), support)
-    worst = targets.sum(axis=1).argmin()
-    assert targets[worst].sum() < 1 - PRIORITY_FLOOR
-    learner = agent.init(jax.random.key(0), config.hypers)
-    bias = jnp.tile(jnp.log(jnp.maximum(targets[worst], 1e-30)), 2)
-    (layer,) = learner.params.values()
-    params = {"Perceptron_0": {"head_0_kernel": jnp.zeros_like(layer["head_0_kernel"]), "head_0_bias": bias}}
-    steps, quiet = jnp.zeros((2, 4)), jnp.zeros((2, 4), bool)
-    seen = jnp.zeros((2, 4, 4))
-    rollout = Rollout(seen, quiet, steps.astype(jnp.int32), steps + rewards[worst], ~quiet, quiet, seen, (), ())
-    learner, _ = jax.jit(agent.learn)(
-        dataclasses.replace(learner, params=params), rollout, jax.random.key(1), jnp.asarray(0)
-    )
-    leaves = learner.replay.priorities.levels[0].reshape(-1)[:8]
-    assert leaves.min() == pytest.approx(PRIORITY_FLOOR**config.alpha)
+    support = jnp.linspace(-10.0, 10.0, 51)
+    rewards = jnp.linspace(-9.0, 9.0, 1801)[:, None]
+    targets = projected(jnp.full((1801, 51), 1 / 51), jnp.broadcast_to(rewards, (1801, 51)), support)
+    surprise = optax.losses.kl_divergence(jax.nn.log_softmax(jnp.log(jnp.maximum(targets, 1e-30))), targets)
+    assert surprise.min() < -PRIORITY_FLOOR
+    assert priorities_of(surprise, 0.5).min() == pytest.approx(PRIORITY_FLOOR**0.5)
 
 
 # --- updates by definition ------------------------------------------------------------------------
@@ -266,6 +251,8 @@ def test_noise_of_weights_has_mean_zero_and_its_variance():
     [
         ({"atoms": 1}, "--agent.atoms 1 is below 2."),
         ({"horizon": 0}, "--agent.horizon 0 is below 1."),
+        ({"adam_eps": -1.0}, "--agent.adam-eps -1 is not 0 or above"),
+        ({"lowest": -np.inf}, "--agent.lowest -inf, --agent.highest 10: they are finite numbers."),
         ({"lowest": 2.0, "highest": 2.0}, "--agent.lowest 2 is not below --agent.highest 2."),
     ],
 )

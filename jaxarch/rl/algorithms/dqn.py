@@ -12,6 +12,7 @@ An episode that a time limit cut off is bootstrapped from its true final observa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -99,9 +100,12 @@ class DQNConfig:
         check_least(self, ("epsilon_steps", "replay", "batch_size", "updates", "target_every", "horizon"), 1, "agent.")
         check_least(self, ("starts",), 0, "agent.")
         check_least(self, ("atoms",), 2, "agent.")
-        check_not_negative(self, ("max_norm",), "agent.")
+        check_not_negative(self, ("max_norm", "adam_eps"), "agent.")
+        lowest, highest = f"--agent.lowest {self.lowest:g}", f"--agent.highest {self.highest:g}"
+        if not (math.isfinite(self.lowest) and math.isfinite(self.highest)):
+            raise ConfigError(f"{lowest}, {highest}: they are finite numbers.")
         if not self.lowest < self.highest:
-            raise ConfigError(f"--agent.lowest {self.lowest:g} is not below --agent.highest {self.highest:g}.")
+            raise ConfigError(f"{lowest} is not below {highest}.")
 
     @property
     def hypers(self) -> Hypers:
@@ -295,9 +299,7 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
         rate = hypers.learning_rate * (1 - index / iterations if config.anneal else 1.0)
         params = jax.tree.map(lambda p, u: p - rate * u, learner.params, updates)
         if which is not None:
-            # By rounding, a projected target's sum is a little below 1, and so its divergence below 0.
-            priorities = (jnp.maximum(surprise, 0) + PRIORITY_FLOOR) ** hypers.alpha
-            kept = replay.with_priorities(kept, which, priorities)
+            kept = replay.with_priorities(kept, which, priorities_of(surprise, hypers.alpha))
         metrics: Metrics = {"train/value_loss": value, "train/td_error": surprise.mean()}
         return replace(learner, params=params, opt=opt, replay=kept), metrics
 
@@ -328,6 +330,11 @@ def make_agent(environment: Environment, config: DQNConfig, envs: int, length: i
         return replace(learner, target=target), means
 
     return Agent(init, act, learn, policy, weights=("params", "target"), newest_only=("replay",))
+
+
+def priorities_of(surprise: Float[Array, " batch"], alpha: float | Array) -> Float[Array, " batch"]:
+    """By rounding, a projected target's sum can be a little below 1, and so its divergence below 0."""
+    return (jnp.maximum(surprise, 0) + PRIORITY_FLOOR) ** alpha
 
 
 def of_action(

@@ -80,7 +80,7 @@ class IQNConfig:
         least_one = "epsilon_steps", "replay", "batch_size", "updates", "target_every", "horizon"
         check_least(self, (*least_one, "quantiles", "target_quantiles", "acting_quantiles", "cosines"), 1, "agent.")
         check_least(self, ("starts",), 0, "agent.")
-        check_not_negative(self, ("max_norm",), "agent.")
+        check_not_negative(self, ("max_norm", "adam_eps"), "agent.")
         if not 0 < self.risk <= 1:
             raise ConfigError(f"--agent.risk {self.risk:g} is not in (0, 1].")
 

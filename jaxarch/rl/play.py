@@ -86,7 +86,7 @@ def learned(run: Path, step: str, member: int) -> tuple[Evaluation, Any]:
     opened = open_run(run, int(step) if step.isdigit() else step)
     evaluation = opened.loaded.experiment.evaluate
     if not isinstance(evaluation, Evaluation):
-        raise ConfigError(f"{run} is not of reinforcement learning: there is nothing to play.")
+        raise ConfigError(f"{run} is not a run of one agent: there is nothing to play.")
     count = len(opened.programs.members)
     if not 0 <= member < count:
         raise ConfigError(f"--member {member}: {run} has {count}, from 0.")

@@ -165,7 +165,7 @@ def test_what_cannot_be_played(lake, tmp_path, monkeypatch, capsys):
     (tmp_path / "there.gif").write_text("kept")
     for arguments, said in (
         ([tmp_path], "is not a run"),
-        ([run(line, tmp_path, "--steps", 2)], "is not of reinforcement learning: there is nothing to play"),
+        ([run(line, tmp_path, "--steps", 2)], "is not a run of one agent: there is nothing to play"),
         ([lake, "--member", 2], "--member 2: " + str(lake) + " has 2, from 0."),
         ([lake, "--episodes", 0], "--episodes 0 is below 1."),
         ([lake, "--output", "a.mp4"], "a.mp4 is not a .gif."),

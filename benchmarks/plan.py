@@ -45,7 +45,7 @@ from jaxarch.run import Experiment, check_least
 from jaxarch.run.collectives import axes, collectives
 from jaxarch.run.command import exits, parsed_or_usage
 from jaxarch.run.machines import MACHINES
-from jaxarch.run.mesh import make_mesh
+from jaxarch.run.mesh import make_mesh, parse
 from jaxarch.run.program import Member, Programs
 from jaxarch.run.protocol import ConfigError, RunError
 from jaxarch.transformer.decoder import ModelConfig, decoder
@@ -79,7 +79,7 @@ class Arguments:
     check: bool = False
     """compile the step for as many virtual devices on the best mesh"""
     mesh: str = ""
-    """for --check: another one, as fsdp=8,tensor=8"""
+    """this one too, as fsdp=8,tensor=8; it is what --check compiles"""
     output: Path = Path("results")
 
     def __post_init__(self) -> None:
@@ -223,10 +223,10 @@ def record(each: Prediction) -> dict[str, Any]:
 
 def parsed(text: str, devices: int) -> Mesh:
     """Raises ConfigError."""
-    try:
-        mesh = Mesh(**{name: int(size) for name, size in (part.split("=") for part in text.split(","))})
-    except (TypeError, ValueError):
-        raise ConfigError(f"--mesh {text}: write it as --mesh fsdp=8,tensor=8, of {', '.join(Mesh._fields)}.") from None
+    sizes = parse(text)
+    if "replica" in sizes:
+        raise ConfigError(f"--mesh {text}: a plan is of one member; there are {', '.join(Mesh._fields)}.")
+    mesh = Mesh(**sizes)
     if mesh.devices != devices:
         raise ConfigError(f"--mesh {text} is of {mesh.devices} devices, not of --devices {devices}.")
     return mesh
@@ -253,7 +253,7 @@ def main() -> None:
             )
         if mesh is not None and mesh not in [each.mesh for each in found]:
             raise ConfigError(f"--mesh {arguments.mesh} does not divide {arguments.model} and the batch evenly.")
-        for line in lines(found[: arguments.top], arguments):
+        for line in lines([each for i, each in enumerate(found) if i < arguments.top or each.mesh == mesh], arguments):
             print(line)
         fits: list[dict[str, Any]] = []
         if arguments.check:

@@ -127,6 +127,7 @@ class Arguments:
 
     def __post_init__(self) -> None:
         check_least(self, ("steps", "rounds"), 1)
+        check_least(self, ("examples",), 0)
         unknown = [name for name in self.families if name not in FAMILIES]
         if unknown:
             raise ConfigError(f"--families {unknown[0]} is none; there are {', '.join(FAMILIES)}.")

@@ -93,6 +93,8 @@ class Options:
             raise ConfigError(f"--explain-mesh {self.explain_mesh:g} is not a memory in GB; an H100 has 80.")
         if not self.distributed and (self.coordinator or self.processes or self.process is not None):
             raise ConfigError("--coordinator, --processes and --process are for --distributed.")
+        if self.mesh:
+            parse_mesh(self.mesh)  # here, before data is read
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ConfigError(f"--name {self.name!r} cannot name a folder; use letters, digits, - and _.")
 

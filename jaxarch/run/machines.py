@@ -26,15 +26,16 @@ class Machine(NamedTuple):
 
 
 # Makers count what a link sends and receives at once: half of it is what it sends. Of a TPU that holds for all links
-# together; a mesh axis that lies along one axis of the torus has two of the six, or of the four.
+# together; a mesh axis that lies along one axis of the torus has two of the six, or of the four. A GPU's float32 is
+# TF32, in which JAX multiplies there where nothing else is asked for (jax.lax.Precision.DEFAULT).
 MACHINES = {
-    # Data sheet "NVIDIA H100 Tensor Core GPU" (SXM): BF16 1,979 TFLOPS with sparsity, half of it dense; FP32 67; 80 GB,
-    # 3.35 TB/s; NVLink 900 GB/s. Eight of them and eight ConnectX-7 of 400 Gb/s: docs.nvidia.com/dgx-basepod, Core
-    # Components, "NVIDIA DGX H200 and H100 Systems".
-    "h100": Machine({"bfloat16": 989.5e12, "float32": 67e12}, 80e9, 3.35e12, 450e9, 8, 50e9),
-    # Data sheet "NVIDIA A100 Tensor Core GPU" (80 GB SXM): BF16 312 TFLOPS, FP32 19.5, 2,039 GB/s, NVLink 600 GB/s.
+    # Data sheet "NVIDIA H100 Tensor Core GPU" (SXM): BF16 1,979 TFLOPS with sparsity and TF32 989, half of it dense;
+    # 80 GB, 3.35 TB/s; NVLink 900 GB/s. Eight of them and eight ConnectX-7 of 400 Gb/s: docs.nvidia.com/dgx-basepod,
+    # Core Components, "NVIDIA DGX H200 and H100 Systems".
+    "h100": Machine({"bfloat16": 989.5e12, "float32": 494.5e12}, 80e9, 3.35e12, 450e9, 8, 50e9),
+    # Data sheet "NVIDIA A100 Tensor Core GPU" (80 GB SXM): BF16 312 TFLOPS, TF32 156, 2,039 GB/s, NVLink 600 GB/s.
     # Eight of them and eight ConnectX-6 of 200 Gb/s: developer.nvidia.com/blog/defining-ai-innovation-with-dgx-a100.
-    "a100": Machine({"bfloat16": 312e12, "float32": 19.5e12}, 80e9, 2.039e12, 300e9, 8, 25e9),
+    "a100": Machine({"bfloat16": 312e12, "float32": 156e12}, 80e9, 2.039e12, 300e9, 8, 25e9),
     # docs.cloud.google.com/tpu/docs/v4: 275 TFLOPS, 32 GiB, 1,200 GB/s, 4,096 chips. Six links that send 45 GB/s each,
     # 25 GB/s for a host of four chips: Austin et al. 2025, How to Scale Your Model, ch. 2, "TPU Specs".
     "v4": Machine({"bfloat16": 275e12}, 32 * 2**30, 1.2e12, 270e9, 4096, 6.25e9),

@@ -254,9 +254,10 @@ def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | Abstract
             parts = parts_of(axis, mesh)
             if dimension % parts:
                 what = f"the {dimension} examples of a step" if number == 0 else f"a length of {dimension}"
-                near = max(dimension // parts, 1) * parts
+                step = parts if number == 0 else 2 * parts  # under a causal mask each device takes two parts
+                near = max(dimension // step, 1) * step
                 raise ConfigError(
-                    f"--mesh {written(axis, mesh)} does not divide {what}; {near} or {near + parts} would do."
+                    f"--mesh {written(axis, mesh)} does not divide {what}; {near} or {near + step} would do."
                 )
         return NamedSharding(mesh, PartitionSpec(*axes))
 

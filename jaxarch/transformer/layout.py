@@ -7,11 +7,12 @@ cut by their examples and positions, and parameters are made whole along `fsdp` 
 
 from __future__ import annotations
 
+import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from jaxarch.run.mesh import BATCH, gathered, pinned, size_of
-from jaxarch.run.protocol import Layout
+from jaxarch.run.mesh import BATCH, current, gathered, pinned, present, size_of, written
+from jaxarch.run.protocol import ConfigError, Layout
 
 LAYOUT = Layout(
     axes=("data", "fsdp", "tensor", "context"),
@@ -39,6 +40,26 @@ def scores(x: Array) -> Array:
     """Logits `[batch, length, vocab]`."""
     vocab = "tensor" if x.shape[-1] % size_of("tensor") == 0 else None
     return pinned(x, BATCH, "context", vocab)
+
+
+def micro_batches(batch: PyTree, parts: int) -> PyTree:
+    """`[parts, batch / parts, ...]`: every `parts`-th example, so that each device cuts its own and sends none.
+
+    Raises ConfigError where the mesh does not divide a micro-batch.
+    """
+    mesh, devices = current(), size_of(BATCH)
+
+    def one(leaf: Array) -> Array:
+        examples = leaf.shape[0] // parts
+        if mesh is not None and examples % devices:
+            raise ConfigError(
+                f"--mesh {written(present(BATCH, mesh), mesh)} does not divide the {examples} examples of a "
+                f"micro-batch; --batch-size {max(examples // devices, 1) * devices * parts} would do."
+            )
+        apart = leaf.reshape(examples, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return pinned(apart, *(None, BATCH, "context")[: apart.ndim])
+
+    return jax.tree.map(one, batch)
 
 
 def used(params: PyTree, leave: str = "$^", dtype: DTypeLike | None = None) -> PyTree:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.text import Tokens
 from jaxarch.run.protocol import ConfigError, Index, Mean, Metrics, check_least
-from jaxarch.transformer.layout import IN_LAYERS, used
+from jaxarch.transformer.layout import IN_LAYERS, micro_batches, used
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -263,7 +263,7 @@ def accumulated(
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
         return value_and_grad(params, batch, key)
-    split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+    split = micro_batches(batch, parts)
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
         micro_batch, number = part

@@ -55,14 +55,15 @@ def run(monkeypatch, *arguments):
 
 def test_as_a_whole(tmp_path, monkeypatch, capsys):
     arguments = ("--model", "gpt2", "--devices", 4, "--length", 1024, "--global-batch", 8, "--output", tmp_path)
-    assert run(monkeypatch, *arguments, "--top", 2) == 0
+    assert run(monkeypatch, *arguments, "--top", 2, "--mesh", "tensor=4") == 0
     records = json.loads((tmp_path / "plan-gpt2-h100-4.json").read_text())["records"]
     job = Job(1024, 8, "full")
     found = ranked(MODELS["gpt2"], job, MACHINES["h100"], 4)
     assert [record["mesh"] for record in records] == [each.mesh._asdict() for each in found]
     assert records[0]["mfu"] == found[0].mfu and records[0]["bytes"]["total"] == found[0].memory.total
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1 + 2 + 2  # a head, two meshes, what the numbers are, where they are written
+    # A head, two meshes and the one that is asked for, what the numbers are, where they are written.
+    assert len(printed) == 1 + 3 + 2 and printed[3].split()[0] == "tensor=4"
     assert printed[1].split()[0] == plan.shown(found[0].mesh)
 
 
@@ -91,7 +92,11 @@ def test_beside_the_compiler():
 
 def test_usage(monkeypatch, capsys, tmp_path):
     assert parsed("fsdp=4,tensor=2", 8) == Mesh(fsdp=4, tensor=2)
-    for text, message in (("fsdp=4", "of 4 devices, not of --devices 8"), ("rows=8", "write it as --mesh fsdp=8")):
+    for text, message in (
+        ("fsdp=4", "of 4 devices, not of --devices 8"),
+        ("rows=8", "no axis 'rows'"),
+        ("replica=8", "of one member"),
+    ):
         with pytest.raises(ConfigError, match=message):
             parsed(text, 8)
     assert run(monkeypatch, "--machine", "v5e", "--precision", "f32", "--output", tmp_path) == 2

@@ -89,6 +89,8 @@ def test_usage(monkeypatch, capsys):
     assert "begin with 1" in capsys.readouterr().err
     assert run(monkeypatch, "--families", "dcgan", "--kinds", "mesh", "--precision", "bf16") == 2
     assert "gpt alone" in capsys.readouterr().err
+    assert run(monkeypatch, "--examples", -1, "--kinds", "weak") == 2
+    assert "--examples -1 is below 0." in capsys.readouterr().err
     assert run(monkeypatch, "--examples", 6) == 2
     assert "divided by --devices 1 2 4 8; 8 would do." in capsys.readouterr().err
     assert run(monkeypatch, "--families") == 2

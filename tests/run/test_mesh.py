@@ -24,7 +24,7 @@ from jaxarch.gan.normalization import batch_norm
 from jaxarch.rl import layout as rl
 from jaxarch.run import ConfigError, Experiment
 from jaxarch.run.collectives import axes, collectives
-from jaxarch.run.command import first_batch
+from jaxarch.run.command import Options, first_batch
 from jaxarch.run.explain import explained
 from jaxarch.run.mesh import (
     BATCH,
@@ -78,6 +78,8 @@ def test_how_it_is_written():
     }.items():
         with pytest.raises(ConfigError, match=f"^--mesh {text}: {message}"):
             parse(text)
+    with pytest.raises(ConfigError, match="there is no axis 'rows'"):  # before there is an experiment
+        Options(mesh="rows=2")
 
 
 def test_an_axis_that_is_of_no_use_is_refused():
@@ -187,7 +189,7 @@ def test_how_a_batch_is_cut():
     assert cut(8, 15, data=2, tensor=2) == P("data", None)
     with pytest.raises(ConfigError, match=r"^--mesh data=2,fsdp=2 .* the 6 examples of a step; 4 or 8 would do\.$"):
         cut(6, 16, data=2, fsdp=2)
-    with pytest.raises(ConfigError, match=r"^--mesh context=4 does not divide a length of 3; 4 or 8 would do\.$"):
+    with pytest.raises(ConfigError, match=r"^--mesh context=4 does not divide a length of 3; 8 or 16 would do\.$"):
         cut(8, 3, context=4)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
 from benchmarks.plan import compiled, named, sent
 from benchmarks.planning import Job, Mesh, Model, transfers
+from jaxarch.run.collectives import collectives
 from jaxarch.run.explain import held
-from jaxarch.run.mesh import ruled
-from jaxarch.transformer.layout import LAYOUT
+from jaxarch.run.mesh import make_mesh, ruled
+from jaxarch.run.protocol import ConfigError
+from jaxarch.transformer.layout import LAYOUT, micro_batches
 
 GELU = Model(layers=2, dim=128, heads=4, kv_heads=4, head_dim=32, hidden=256, vocab=256, gated=False, tied=True)
 SWIGLU = Model(layers=2, dim=128, heads=4, kv_heads=4, head_dim=32, hidden=384, vocab=256)
@@ -53,6 +57,23 @@ def test_a_long_sequence_is_a_sixth_of_its_memory_on_eight_devices():
         compiled(GELU, job, mesh)[1].memory_analysis().temp_size_in_bytes for mesh in (Mesh(), Mesh(context=8))
     ]
     assert temporaries[1] <= temporaries[0] / 6
+
+
+@pytest.mark.devices(8)
+def test_micro_batches_are_cut_where_they_lie():
+    mesh = make_mesh({"fsdp": 4, "context": 2})
+    lies = jax.NamedSharding(mesh, jax.P("fsdp", "context"))
+    tokens, labels = jnp.arange(128).reshape(16, 8), jnp.arange(16)
+    with jax.set_mesh(mesh):
+        given = jax.device_put(tokens, lies), jax.device_put(labels, jax.NamedSharding(mesh, jax.P("fsdp")))
+        step = jax.jit(lambda batch: micro_batches(batch, 2)).lower(given).compile()
+        found = step(given)
+        with pytest.raises(ConfigError, match="--mesh fsdp=4 does not divide the 6 examples .* --batch-size 8 would"):
+            jax.eval_shape(lambda batch: micro_batches(batch, 2), jnp.zeros(12))
+    assert collectives(step.as_text()) == []
+    assert found[0].sharding.shard_shape(found[0].shape) == (2, 2, 4)
+    assert sorted(found[1].ravel().tolist()) == labels.tolist()
+    assert (found[0][:, :, 0] == 8 * found[1]).all()
 
 
 def test_the_readout_is_cut_by_the_vocabulary():

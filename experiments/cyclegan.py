@@ -51,7 +51,7 @@ from jaxarch.gan.cyclegan import (
 from jaxarch.gan.layout import LAYOUT
 from jaxarch.gan.pix2pix import mean_distance, translated
 from jaxarch.gan.training import PRECISIONS, OptimConfig
-from jaxarch.run import Experiment, Metrics, check_least, main
+from jaxarch.run import Experiment, Metrics, check_least, checked_by, main
 
 SHOWN = 12  # held-out pictures of each kind in a report
 PICTURE = "translations.png"
@@ -120,6 +120,7 @@ def experiment(config: Config) -> Experiment:
         report=make_report(generators, held, truth),
         monitor="val/cycle" if truth is None else "val/l1",
         hypers=hypers(config.game, config.optim),
+        check=checked_by(config.game, config.optim),
         assets=data.save,
         weights=WEIGHTS,
         layout=LAYOUT,

@@ -45,7 +45,7 @@ from jaxarch.gan.training import (
     make_init,
     make_step,
 )
-from jaxarch.run import ConfigError, Experiment, check_least, main
+from jaxarch.run import ConfigError, Experiment, check_least, checked_by, main
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def played(
         report=make_report(generator, data, extractor, config.steps, conditional, variants),
         monitor=f"val/fid[{name}]",
         hypers=hypers(config.game, config.optim),
+        check=checked_by(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
         layout=LAYOUT,

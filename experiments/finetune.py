@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Float32, Int32, Key, PyTree
 from jaxarch.data.labelled import LabelledData, load_labelled
 from jaxarch.data.text import load_text, windows
 from jaxarch.data.tokenization import Subwords
-from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, checked_by, main
 from jaxarch.transformer.decoder import Decoder, decoder
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.encoder import Encoder, encoder
@@ -161,6 +161,7 @@ def shared(config: Config, base: Begun, head: tuple[str, ...], objective: Object
         "step": make_tuned_step(objective, config.optim, config.steps, config.lora.scale),
         "batch_size": config.batch_size,
         "hypers": Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        "check": checked_by(config.optim),
         "weights": ("params", "ema", "frozen"),
         "layout": LAYOUT,
     }

@@ -44,7 +44,7 @@ from jaxarch.gan.training import (
     make_sampler,
     make_step,
 )
-from jaxarch.run import Experiment, Index, Metrics, check_least, main
+from jaxarch.run import Experiment, Index, Metrics, check_least, checked_by, main
 
 MIXTURES = {"ring": toy.ring(), "grid": toy.grid()}
 COUNTED = 2500  # points of an evaluation
@@ -143,6 +143,7 @@ def experiment(config: Config) -> Experiment:
         report=report,
         monitor="val/reverse_kl",
         hypers=hypers(config.game, config.optim),
+        check=checked_by(config.game, config.optim),
         weights=WEIGHTS,
         layout=LAYOUT,
     )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxarch.data.text import TextData, load_text, windows
-from jaxarch.run import ConfigError, Experiment, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Metrics, checked_by, main
 from jaxarch.transformer.decoder import ModelConfig, decoder, forward_flops, gpt2, llama
 from jaxarch.transformer.decoding import sampling
 from jaxarch.transformer.generate import complete, drawing
@@ -111,6 +111,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=report,
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        check=checked_by(config.optim),
         assets=data.save,
         weights=("params", "ema"),
         layout=LAYOUT,

@@ -22,7 +22,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jaxarch.data.text import Tokens, load_text, windows
 from jaxarch.data.tokenization import Tokenizer
-from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, checked_by, main
 from jaxarch.transformer.encoder import EncoderConfig, encoder, forward_flops
 from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.layout import LAYOUT
@@ -136,6 +136,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=report,
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        check=checked_by(config.optim),
         assets=assets,
         weights=("params", "ema"),
         flops={jnp.dtype(model.dtype).name: 3 * operations},

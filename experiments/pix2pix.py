@@ -56,7 +56,7 @@ from jaxarch.gan.training import (
     make_sampler,
     make_step,
 )
-from jaxarch.run import Experiment, Metrics, check_least, check_not_negative, main
+from jaxarch.run import Experiment, Metrics, check_least, check_not_negative, checked_by, main
 
 SHOWN = 12  # held-out pictures of a report
 PICTURE = "translations.png"
@@ -133,6 +133,7 @@ def experiment(config: Config) -> Experiment:
         report=make_report(generator, held),
         monitor="val/l1",
         hypers=hypers(config.game, config.optim),
+        check=checked_by(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
         layout=LAYOUT,

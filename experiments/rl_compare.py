@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxarch.rl.environments import OtherActions
 from jaxarch.rl.statistics import estimate, improvement, profile
 from jaxarch.run import ConfigError, Experiment, Index, Metrics, check_least, main
 from jaxarch.run.mesh import of_members, over_members
@@ -130,11 +131,11 @@ def found(config: Config) -> list[tuple[str, Game]]:
             one = replace(presets[0] if presets else module.Config(), env=environment, env_steps=config.env_steps)
             try:
                 built = module.experiment(one)
-            except ConfigError as error:
-                if "actions" not in str(error):
-                    raise
+            except OtherActions as error:
                 print(f"{algorithm} on {environment}: left out; {error}")
                 continue
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("--env ", "--environments ", 1)) from None
             games.append((f"{algorithm}, {environment}", Game(built, one.steps, config.steps)))
     return games
 

@@ -16,7 +16,7 @@ cliff Q-learning's greedy policy takes the 13 steps of the shortest way, SARSA's
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from jaxarch.rl.algorithms.tabular import (
 from jaxarch.rl.environments import options_of
 from jaxarch.rl.tables import MOVES, Table, make_table
 from jaxarch.rl.training import RLState, iterations, make_experiment
-from jaxarch.run import ConfigError, Experiment, Metrics, check_least, main
+from jaxarch.run import ConfigError, Experiment, Metrics, check_least, checked_by, main
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,6 @@ def experiment(config: Config) -> Experiment:
             "eval/regret": apart(greedy.max(-1), optimal.max(-1)),
         }
 
-    def check(hypers: Hypers) -> None:
-        replace(config, **hypers._asdict())  # which looks at them
-
     def report(state: RLState, key: Key[Array, ""], folder: Path) -> Metrics:
         optimal = value_iteration(table, state.hypers.gamma)
         draw(np.asarray(state.learner.values), np.asarray(optimal), table, config, folder / "values.png")
@@ -131,7 +128,7 @@ def experiment(config: Config) -> Experiment:
         measure=measure,
         report=report,
         monitor="eval/value_error",
-        check=check,
+        check=checked_by(config),
     )
 
 

@@ -59,7 +59,7 @@ from jaxarch.gan.text_to_image import (
     obedience,
 )
 from jaxarch.gan.training import PRECISIONS, Augment, GameConfig, OptimConfig, check_batch, hypers, latents_of
-from jaxarch.run import ConfigError, Experiment, Metrics, check_least, main
+from jaxarch.run import ConfigError, Experiment, Metrics, check_least, checked_by, main
 from jaxarch.transformer.encoder import Encoder, EncoderConfig, encoder
 from jaxarch.transformer.pretrained import load_pretrained
 from jaxarch.transformer.pretrained.minilm import minilm
@@ -189,6 +189,7 @@ def experiment(config: Config) -> Experiment:
         report=make_report(generator, matcher, shown, names, config.texts, reader.read, groups),
         monitor="-val/r_precision",
         hypers=hypers(config.game, config.optim),
+        check=checked_by(config.game, config.optim),
         assets=assets,
         weights=WEIGHTS,
         layout=LAYOUT,

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxarch.data.pairs import PairData, Pairs, load_pairs
-from jaxarch.run import ConfigError, Experiment, Mean, Metrics, main
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, checked_by, main
 from jaxarch.transformer.beams import Beams
 from jaxarch.transformer.blocks import attention_weights
 from jaxarch.transformer.encoder_decoder import (
@@ -147,6 +147,7 @@ def experiment(config: Config) -> Experiment:
         report=report,
         monitor="-val/chrf",
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        check=checked_by(config.optim),
         assets=data.save,
         weights=("params", "ema"),
         flops={jnp.dtype(model.dtype).name: 3 * operations},

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxarch.data.augmentation import cutmix, mixup, random_crop, random_flip
 from jaxarch.data.images import Pictures, load_images, scaled
-from jaxarch.run import ConfigError, Experiment, Mean, Metrics, check_not_negative, main
+from jaxarch.run import ConfigError, Experiment, Mean, Metrics, check_not_negative, checked_by, main
 from jaxarch.transformer.finished import save_description
 from jaxarch.transformer.layout import UNCUT
 from jaxarch.transformer.training import (
@@ -130,6 +130,7 @@ def experiment(config: Config) -> Experiment:
         batch_size=config.batch_size,
         report=make_report(model, data.validation),
         hypers=Hypers(config.optim.learning_rate, config.optim.weight_decay),
+        check=checked_by(config.optim),
         assets=assets,
         weights=("params", "ema"),
         layout=UNCUT,

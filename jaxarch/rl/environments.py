@@ -225,17 +225,21 @@ def _as(like: PyTree, values: PyTree) -> PyTree:
 # --- what is asked of spaces ----------------------------------------------------------------------
 
 
+class OtherActions(ConfigError):
+    """An algorithm's actions are not of the environment's kind."""
+
+
 def actions_of(environment: Environment, who: str) -> int:
-    """How many actions there are. Raises ConfigError where they are not discrete."""
+    """How many actions there are. Raises OtherActions where they are not discrete."""
     if not isinstance(environment.action_space, spaces.Discrete):
-        raise ConfigError(f"{who} chooses among discrete actions; those of {environment.name} are continuous.")
+        raise OtherActions(f"{who} chooses among discrete actions; those of {environment.name} are continuous.")
     return int(environment.action_space.n)
 
 
 def action_size(environment: Environment, who: str) -> int:
-    """How many numbers an action is. Raises ConfigError where actions are discrete."""
+    """How many numbers an action is. Raises OtherActions where they are discrete."""
     if not isinstance(environment.action_space, spaces.Box):
-        raise ConfigError(f"{who} gives continuous actions; those of {environment.name} are discrete.")
+        raise OtherActions(f"{who} gives continuous actions; those of {environment.name} are discrete.")
     return int(np.prod(environment.action_space.shape))
 
 

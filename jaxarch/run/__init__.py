@@ -14,6 +14,7 @@ from jaxarch.run.protocol import (
     State,
     check_least,
     check_not_negative,
+    checked_by,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "State",
     "check_least",
     "check_not_negative",
+    "checked_by",
     "load",
     "main",
 ]

@@ -96,6 +96,8 @@ def check_axes(layout: Layout | None, sizes: Mapping[str, int], replicas: int) -
                 f"--mesh replica={replica}: this experiment has members of its own to spread; run the {replicas} "
                 "members one by one."
             )
+    elif replicas == 1 < replica:
+        raise ConfigError(f"--mesh replica={replica} spreads members, and this run is one; give --replicas {replica}.")
     elif replicas % replica:
         raise ConfigError(
             f"--mesh replica={replica} does not divide the {replicas} members of the run; {divisors(replicas)} would."
@@ -234,14 +236,24 @@ def spec_of(name: str, shape: tuple[int, ...], layout: Layout, mesh: Mesh | Abst
 
 
 def state_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh, several: bool) -> PyTree:
-    """Of every array of the state of one member (`shapes`); with `several`, of all members together."""
+    """Of every array of the state of one member (`shapes`); with `several`, of all members together.
+
+    Raises ConfigError where the mesh does not divide them: of `fsdp`, where it divides none of the large ones.
+    """
     layout = layout or Layout()
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
         spec = spec_of(path_name(path), tuple(leaf.shape), layout, mesh)
         return NamedSharding(mesh, PartitionSpec(present("replica", mesh), *spec) if several else spec)
 
-    return jax.tree_util.tree_map_with_path(one, shapes)
+    shardings = jax.tree_util.tree_map_with_path(one, shapes)
+    largest = max((leaf.shape for leaf in jax.tree.leaves(shapes)), key=math.prod, default=())
+    cut = {name for leaf in jax.tree.leaves(shardings) for axis in leaf.spec for name in names_of(axis)}
+    if mesh.shape.get("fsdp", 1) > 1 and math.prod(largest) >= WHOLE and "fsdp" not in cut:
+        raise ConfigError(
+            f"--mesh {written('fsdp', mesh)} divides no large array of the state; {divisors(max(largest))} would."
+        )
+    return shardings
 
 
 def batch_shardings(shapes: PyTree, layout: Layout | None, mesh: Mesh | AbstractMesh) -> PyTree:

@@ -37,6 +37,8 @@ def join(program: str, coordinator: str | None, processes: int | None, process: 
     program: what the line begins with.
     Raises ConfigError where nobody says where they are, RunError where the first cannot listen.
     """
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ConfigError(f"--process {process} is none of --processes {processes}, which are 0 to {processes - 1}.")
     if coordinator is not None:
         check_coordinator(coordinator, process)
     # Its handler would take a SIGTERM that comes before the loop's own is there, and do nothing.

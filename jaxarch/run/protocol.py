@@ -131,6 +131,18 @@ def check_not_negative(config: Any, names: Iterable[str], prefix: str = "") -> N
             raise ConfigError(f"{option} {getattr(config, name):g} is not 0 or above; 0 is off.")
 
 
+def checked_by(*configs: Any) -> Callable[[Hypers], None]:
+    """The `check` of hypers that are fields of these frozen configurations, which look at them when they are made."""
+
+    def check(hypers: Hypers) -> None:
+        values = hypers._asdict()
+        for config in configs:
+            own = {field.name for field in dataclasses.fields(config)} & values.keys()
+            dataclasses.replace(config, **{name: values[name] for name in own})
+
+    return check
+
+
 def field_of(state: State, name: str) -> Any:
     """Of the state, or of one of its fields: `learner.params`. Raises AttributeError where there is none."""
     return operator.attrgetter(name)(state)

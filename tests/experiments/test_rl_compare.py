@@ -9,7 +9,7 @@ import pytest
 
 from experiments import rl_compare
 from experiments.rl_compare import Config, Game, found, improvements, played, table
-from jaxarch.run import Experiment
+from jaxarch.run import ConfigError, Experiment
 from tests.run.running import log, run
 
 TWO = Config(algorithms=("ppo", "dqn"), environments=("CartPole-v1", "Acrobot-v1"), seeds=4, steps=2)
@@ -32,6 +32,11 @@ def test_a_return_that_is_no_number_is_not_compared():
     returns = {"ppo, CartPole-v1": np.array([[1.0, np.nan]]), "dqn, CartPole-v1": np.array([[1.0, 2.0]])}
     assert improvements(returns, TWO).splitlines()[-1] == "| dqn |  |  |"
     assert "1 of 2 seeds are numbers" in table(returns, TWO)
+
+
+def test_an_environment_that_is_none_is_said():
+    with pytest.raises(ConfigError, match="^--environments Nope: there are "):
+        found(Config(environments=("Nope",)))
 
 
 def test_who_does_not_take_the_actions_is_left_out(capsys):

@@ -90,6 +90,8 @@ def test_an_axis_that_is_of_no_use_is_refused():
         check_axes(rows, {"data": 2, "tensor": 2}, 1)
     with pytest.raises(ConfigError, match=r"cannot use data; it can replica\.$"):
         check_axes(None, {"data": 2}, 1)
+    with pytest.raises(ConfigError, match=r"^--mesh replica=2 spreads members, .* --replicas 2\.$"):
+        check_axes(rows, {"replica": 2}, 1)
     own = Layout(axes=("replica",))
     check_axes(own, {"replica": 4}, 1)
     check_axes(own, {"replica": 1}, 3)
@@ -177,6 +179,9 @@ def test_how_a_state_is_cut():
         found = state_shardings(shapes, LAYOUT, mesh, several)
         assert found["a"]["kernel"].spec == P(*first, "fsdp", None) and found["step"].spec == P(*first)
     assert state_shardings(shapes, None, mesh, True)["step"].spec == P("replica")  # without a layout as well
+    with pytest.raises(ConfigError, match=r"^--mesh fsdp=3 divides no large array of the state; 1, 2, .* 64 would\.$"):
+        state_shardings(shapes, LAYOUT, of(fsdp=3), False)
+    state_shardings({"step": jnp.int32(0)}, LAYOUT, of(fsdp=3), False)  # nothing is large
 
 
 def test_how_a_batch_is_cut():

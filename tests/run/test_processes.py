@@ -116,7 +116,7 @@ TELLING = """
 import sys
 import jax
 from jaxarch.run import processes
-processes.join(sys.argv[3], 2, int(sys.argv[7]))
+processes.join("test", sys.argv[3], 2, int(sys.argv[7]))
 number = jax.process_index()
 assert processes.each([number, "x" * 2000 * number]) == [[0, ""], [1, "x" * 2000]]
 assert processes.said("first" if number == 0 else "second") == "first"
@@ -155,7 +155,7 @@ def alone(*arguments: object, patience: int = 300) -> subprocess.CompletedProces
     [
         ((), "network: --distributed: coordinator_address should be defined. Where no scheduler says so, give"),
         (("--processes", "two"), "network: --processes two is not a number of processes."),
-        (("--processes", 2, "--process", 2), "network: --distributed: process_id and num_processes must be nonneg"),
+        (("--processes", 2, "--process", 2), "network: --process 2 is none of --processes 2, which are 0 to 1."),
     ],
 )
 def test_what_is_missing_to_find_the_others_is_said(arguments, line):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from experiments import gan_toy
+from jaxarch.gan import training as gan_training
 from jaxarch.run.command import first_batch
 from jaxarch.run.loop import batches
 from jaxarch.run.metrics import divergences, divide
 from jaxarch.run.program import Carry, Member, Programs, closed, members, restart
-from jaxarch.run.protocol import ConfigError, Mean
+from jaxarch.run.protocol import ConfigError, Mean, checked_by
 from tests.run.running import after
 from tests.run.sketches import gan, line, loaded, tabular
 
@@ -170,6 +172,16 @@ def test_values_that_the_experiment_refuses_are_refused_in_a_sweep():
     assert len(members(line.Hypers(), ["learning-rate=0.1,1"], 0, 1, check)) == 2
     with pytest.raises(ConfigError, match="^--sweep learning-rate=0.1,2: a rate above 1.$"):
         members(line.Hypers(), ["learning-rate=0.1,2"], 0, 1, check)
+
+
+def test_hypers_are_looked_at_by_the_configurations_whose_fields_they_are():
+    config = gan_toy.Config()
+    check = checked_by(config.game, config.optim)
+    hypers = gan_training.hypers(config.game, config.optim)
+    check(hypers)
+    for field in ("gamma", "ratio"):
+        with pytest.raises(ConfigError, match=f"{field} -1 is not"):
+            check(hypers._replace(**{field: -1.0}))
 
 
 def test_the_sweep_is_the_product_of_its_axes():

@@ -217,6 +217,6 @@ def network_of(environment: Environment, config: MemoryPPOConfig) -> RecurrentAc
     space = environment.observation_space
     categories = int(space.n) if isinstance(space, spaces.Discrete) else 0
     continuous = isinstance(environment.action_space, spaces.Box)
-    outputs = (action_size if continuous else actions_of)(environment, "ppo")
+    outputs = (action_size if continuous else actions_of)(environment, "memory")
     shape = () if categories else observation_shape(environment)
     return RecurrentActorCritic(config.model, config.memory, shape, categories, outputs, continuous)

@@ -21,8 +21,8 @@ from jaxarch.rl.algorithms import ddpg, td3
 from jaxarch.rl.algorithms.td3 import TD3Config
 from jaxarch.rl.environments import action_size, make, options_of, rescaled
 from jaxarch.rl.networks import NetworkConfig
-from jaxarch.rl.training import iterations, make_experiment
-from jaxarch.run import Experiment, check_least, main
+from jaxarch.rl.training import check_hypers, iterations, make_experiment
+from jaxarch.run import ConfigError, Experiment, check_least, main
 
 SMALL = NetworkConfig(width=64, activation="relu")
 
@@ -64,7 +64,14 @@ def experiment(config: Config) -> Experiment:
     environment = rescaled(environment)
     agent_config = ddpg.reduced(config.agent) if config.algorithm == "ddpg" else config.agent
     agent = td3.make_agent(environment, agent_config, config.envs, config.length)
-    return make_experiment(environment, agent, agent_config.hypers, config.envs, config.length, config.episodes)
+
+    def check(hypers: td3.Hypers) -> None:
+        check_hypers(hypers)
+        if config.algorithm == "ddpg" and hypers.target_noise:
+            raise ConfigError("--algorithm ddpg has no target noise, which is TD3's.")
+
+    hypers, sizes = agent_config.hypers, (config.envs, config.length, config.episodes)
+    return make_experiment(environment, agent, hypers, *sizes, check=check)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_pendulum_is_learned(algorithm, tmp_path):
     [
         (["--env", "CartPole-v1"], "td3 gives continuous actions; those of CartPole-v1 are discrete"),
         (["--env", "CartPole-v1", "--algorithm", "ddpg"], "ddpg gives continuous actions"),
-        (["--algorithm", "ddpg", "--sweep", "target-noise=0,0.1"], "--sweep target-noise=0,0.1: --algorithm ddpg has no"),
+        (["--algorithm", "ddpg", "--sweep", "target-noise=0,0.1"], "target-noise=0,0.1: --algorithm ddpg has no"),
         (["--agent.delay", 0], "--agent.delay 0 is below 1"),
         (["--agent.target-noise", -1], "--agent.target-noise -1 is not 0 or above"),
     ],

@@ -12,8 +12,8 @@ memory_length=20`.
 A step of the run is an iteration: `--length` steps of each of `--envs` environments, then `--agent.updates` updates.
 
 Measured: 2026-11-26, two cores of an AMD EPYC (Zen 5), shared, jax 0.11.2, seeds 0 to 4 at once, greedy evaluation at
-the end: cartpole 500 with each, in 17 seconds; mountaincar -104, -100, -200, -103, -102 (interquartile mean -103), in
-26 seconds.
+the end: cartpole 500 with each, in 17 seconds; mountaincar -102, -103, -104, -107, -104 (interquartile mean -104), in
+85 seconds.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ PRESETS = {
             epsilon_steps=10_000,
             replay=50_000,
             starts=1600,
-            updates=2,
+            updates=4,
             target_every=800,
             double=True,
             dueling=True,

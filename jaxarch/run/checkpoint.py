@@ -35,10 +35,11 @@ DROPPED = "newest.dropped"  # what a folder that is being removed is called
 class Checkpoints:
     """The checkpoints in `folder`, by step.
 
-    newest_only: fields of the tree's `state` (`learner.replay`) that are kept in the newest alone.
+    newest_only: fields of the tree's `state` (`learner.replay`) that lie apart, and are kept in the newest alone.
+    in_all: these are kept in all of them none the less.
     """
 
-    def __init__(self, folder: Path, read_only: bool = False, newest_only: Sequence[str] = ()):
+    def __init__(self, folder: Path, read_only: bool = False, newest_only: Sequence[str] = (), in_all: bool = False):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -54,7 +55,8 @@ class Checkpoints:
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         hush_late_callbacks()
-        self.folder, self._orbax, self._newest_only = folder.absolute(), ocp, tuple(newest_only)
+        self.folder, self._orbax = folder.absolute(), ocp
+        self._newest_only, self._in_all = tuple(newest_only), in_all
         best = policy.BestN(get_metric_fn=monitored, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP_LATEST), best]),
@@ -88,7 +90,7 @@ class Checkpoints:
             if processes.first():  # all have written when it returns
                 write_checksums(self.folder / str(step))
                 for earlier in self.steps():
-                    if earlier < step and newest:
+                    if earlier < step and newest and not self._in_all:
                         drop(self.folder / str(earlier))
         except Exception as error:  # the storage layer raises many kinds: ValueError, OSError, its own
             if processes.others_gone(error):

@@ -38,7 +38,7 @@ from jaxarch.run.protocol import ConfigError, Experiment, RunError, check_least,
 # On resume a run may be looked at and spread otherwise, but not be another; what is not said stays as it was.
 SPREAD = {"mesh", "explain_mesh", "distributed", "coordinator", "processes", "process"}
 OF_ONE_CALL = {"stop_at", "profile", "name", "runs", "resume", *SPREAD}
-FREE_ON_RESUME = {"eval_every", "checkpoint_every", "scan", "log", *OF_ONE_CALL}
+FREE_ON_RESUME = {"eval_every", "checkpoint_every", "whole_checkpoints", "scan", "log", *OF_ONE_CALL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Options:
     """steps between evaluations (0: ten a run)"""
     checkpoint_every: int = 0
     """steps between checkpoints (0: at each evaluation)"""
+    whole_checkpoints: bool = False
+    """keep a replay in all of them, should the newest be damaged, not in the newest alone"""
     scan: int = 1
     """steps a dispatch"""
     replicas: int = 1
@@ -473,7 +475,9 @@ def _run(
     with processes.agreed():
         if not processes.first():
             keep_assets(experiment, folder)
-    checkpoints = Checkpoints(folder / "checkpoints", newest_only=experiment.newest_only)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", newest_only=experiment.newest_only, in_all=options.whole_checkpoints
+    )
     reached = begin(programs, checkpoints, log, console, weights)
     parameters = count(programs.member_shape, experiment.weights)
     console.line(heading(program, folder, programs, parameters, reached.step, schedule, keeps_memory))

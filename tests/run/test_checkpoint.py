@@ -155,6 +155,16 @@ def test_without_the_newest_nothing_can_go_on(tmp_path):
     assert step == 1 and float(back.state["learner"].params[0]) == 1
 
 
+def test_all_may_keep_what_only_the_newest_needs(tmp_path):
+    checkpoints = own(tmp_path, in_all=True)
+    for step in (1, 2):
+        checkpoints.save(step, playing(step), {}, None)
+    files(tmp_path / "2" / "newest")[-1].write_bytes(b"")
+    step, back, _ = own(tmp_path).newest(jax.eval_shape(playing), print)
+    assert step == 1
+    assert_same(back, playing(1))
+
+
 @pytest.mark.parametrize("at", ["before", "renamed", "half"])
 def test_killed_while_it_was_dropped(at, tmp_path, monkeypatch):
     checkpoints = own(tmp_path)

@@ -39,6 +39,12 @@ hypothesis.settings.load_profile("jaxarch")
 CACHE_BYTES = 1 << 30
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs of quick tests run so shortly that LLVM's optimisation costs more than it gains."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Before the workers start, the oldest programs go. JAX's own limit looks through all of them at each that it adds,
     under a lock: among some thousands that is a tenth of a second.
@@ -69,7 +75,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     flag = "--xla_force_host_platform_device_count="
     if marker is None or flag in os.environ.get("XLA_FLAGS", ""):
         return None
-    environment = os.environ | {"XLA_FLAGS": flag + str(marker.args[0]), "JAXARCH_TEST_SECONDS": "inf"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}{marker.args[0]}".strip()
+    environment = os.environ | {"XLA_FLAGS": flags, "JAXARCH_TEST_SECONDS": "inf"}
     command = [sys.executable, "-m", "pytest", "-n0", "-m", "", pyfuncitem.nodeid]
     for _ in range(2):
         done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)

@@ -54,7 +54,8 @@ class Several:
             place = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", count, "--process", number]
             command = [*(place if count > 1 else []), *arguments, *(own or {}).get(number, ())]
             flag = f"--xla_force_host_platform_device_count={devices}"
-            environment = os.environ | {"XLA_FLAGS": flag} | (environments or {}).get(number, {})
+            flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+            environment = os.environ | {"XLA_FLAGS": flags} | (environments or {}).get(number, {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
             whole = [sys.executable, *prefix, *map(str, command)]
             self.processes.append(subprocess.Popen(whole, env=environment, **pipes))
